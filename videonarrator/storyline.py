@@ -1,0 +1,65 @@
+"""The storyline: one script label per clip, from twelve that may be joined by "+" (paper, section 3)."""
+
+from __future__ import annotations
+
+import difflib
+
+from videonarrator.schema import NarratorError
+
+SCRIPT_LABELS = (
+    "产品推荐",
+    "痛点铺垫",
+    "引导购买",
+    "外观设计",
+    "质地/成分/材质",
+    "产品试用",
+    "产品功效",
+    "质量/特性介绍",
+    "鉴定展示",
+    "安全认证",
+    "生产过程",
+    "其他/通用卖点",
+)
+"""The twelve script labels of E-SyncVidStory."""
+
+LABEL_VARIANTS = {"其他": "其他/通用卖点"}
+"""Spellings the released test split also uses -> the label that is meant."""
+
+
+def label_parts(label: str) -> frozenset[str]:
+    """The set of labels in `label`: "A+B" and "B+A" are the same set; variants are resolved."""
+    parts = (part.strip() for part in label.split("+"))
+    return frozenset(LABEL_VARIANTS.get(part, part) for part in parts if part)
+
+
+def unknown_parts(label: str) -> list[str]:
+    """Those parts of `label` that are none of the twelve; an empty label is itself unknown."""
+    parts = label_parts(label)
+    return sorted(parts - set(SCRIPT_LABELS)) if parts else [label]
+
+
+def check_label(label: str) -> str:
+    """`label` unchanged, or a `NarratorError` naming the unknown part and the nearest right one."""
+    unknown = unknown_parts(label)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], SCRIPT_LABELS, n=1, cutoff=0.3)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        known = "、".join(SCRIPT_LABELS)
+        raise NarratorError(f"unknown script label {unknown[0]!r}{hint}; known: {known}; join several with +")
+    return label
+
+
+def read_storyline(text: str) -> list[str]:
+    """A storyline file: one script label (or several joined by "+") a line; blank lines and # remarks are passed over.
+
+    Raises `NarratorError` with the line's number where a label is unknown.
+    """
+    labels = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            try:
+                labels.append(check_label(line))
+            except NarratorError as error:
+                raise NarratorError(f"line {number}: {error}") from None
+    return labels
