@@ -1,7 +1,7 @@
 """How long a narration is and should be: counting, and the range the prompt asks for.
 
-Chinese is counted in characters, punctuation included; English in words between blanks. The range is the reference's
-own length -/+ a margin, or what a speaking rate lets fit into the clip.
+Chinese is counted in characters, punctuation included; English in words between blanks. The range is the
+reference's own length -/+ a margin, or what a speaking rate lets fit into the clip.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RANGE_WIDTH = {"zh": 6, "en": 10}
 """Width of the range that is asked for a new clip (characters, words)."""
 
 DEFAULT_RATE = {"zh": 6.0, "en": 2.5}
-"""Characters or words a second. Chinese: a little under the data set's median of 6.3; English: 150 words a minute."""
+"""Characters or words a second. Chinese: just under the data set's median; English: 150 words a minute."""
 
 
 def count_units(text: str, language: str = "zh") -> int:

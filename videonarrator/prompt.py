@@ -1,7 +1,8 @@
 """The one prompt builder: a story and a template become segments of text, target and visual slot.
 
-Training and generation both take their segments from here, so that the text of a training sample up to its target
-is the generation prompt of that clip. The sample lists' `inputs` strings are written and read here too. No torch.
+Training and generation both take their segments from here, so that the text of a training sample up to its
+target is the generation prompt of that clip. The sample lists' `inputs` strings are written and read here
+too. No torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ EMPTY_SLOT = VISUAL_START + VISUAL_END
 
 @dataclass(frozen=True)
 class Template:
-    """Wording around the facts. Placeholders: name, info; i, n; low, high. `label` "" leaves the storyline out."""
+    """Wording around the facts. Placeholders: name, info; i, n; low, high. `label` "": no storyline."""
 
     language: str
     instruction: str
@@ -36,7 +37,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a prompt that is tokenised by itself. `visual`: the slot of the clip's visual tokens (no text)."""
+    """A piece of a prompt, tokenised by itself. `visual`: the slot of the clip's visual tokens (no text)."""
 
     text: str
     target: bool = False
@@ -73,8 +74,8 @@ def clip_segments(
 ) -> list[Segment]:
     """One clip's part of the prompt, label and narration included; the slot only where `visual`.
 
-    Cuts stand where tokens never merge across: before the clip, around the slot, after `剧本类型：`, after the
-    label's line break and after `{i}.`.
+    Cuts stand where tokens never merge across: before the clip, around the slot, after `剧本类型：`, after
+    the label's line break and after `{i}.`.
     """
     answer = [Segment(clip.label + "\n", target=target)] if template.label else []
     answer += [
@@ -87,7 +88,7 @@ def clip_segments(
 def question_segments(
     clip: StoryClip, total: int, template: Template, *, visual: bool = False
 ) -> list[Segment]:
-    """One clip's part of the prompt up to where its label (or, without storyline, its narration) is written."""
+    """One clip's part of the prompt up to where its label (without storyline: its narration) is written."""
     header = template.header.format(i=clip.number, n=total)
     rest = template.length.format(low=clip.low, high=clip.high) + template.label
     if not visual:
@@ -98,7 +99,8 @@ def question_segments(
 def sample_segments(story: Story, number: int, template: Template, *, later: bool = True) -> list[Segment]:
     """A training sample: the whole story, with slot and target at clip `number` (from 1).
 
-    later: keep the clips after the target, as the published lists do. A causal model's loss does not depend on them.
+    later: keep the clips after the target, as the published lists do. A causal model's loss does not depend
+    on them.
     """
     if all(clip.number != number for clip in story.clips):
         raise NarratorError(f"clip {number} is not in the story: it has {[c.number for c in story.clips]}")
@@ -113,7 +115,7 @@ def sample_segments(story: Story, number: int, template: Template, *, later: boo
 def prompt_segments(
     product: Product, history: Sequence[StoryClip], clip: StoryClip, total: int, template: Template
 ) -> list[Segment]:
-    """The generation prompt of `clip` (its label and text are not looked at), after the clips of `history`."""
+    """The generation prompt of `clip` (its label and text are not looked at), after those of `history`."""
     segments = [opening(product, template)]
     for earlier in history:
         segments += clip_segments(earlier, total, template)
@@ -141,7 +143,8 @@ def inputs_text(story: Story, template: Template, visual_clip: int | None = None
 def parse_inputs(inputs: str, template: Template) -> Story:
     """The story of an `inputs` string, the inverse of `inputs_text`.
 
-    Raises `NarratorError` where the text does not have the template's form or would not be given back unchanged.
+    Raises `NarratorError` where the text does not have the template's form or would not be given back
+    unchanged.
     """
     match = re.match(_pattern(template.product, name=r"[^\n]*", info=r"[\s\S]*?"), inputs)
     if match is None:
@@ -159,17 +162,28 @@ def parse_inputs(inputs: str, template: Template) -> Story:
     while at < len(inputs):
         found = clip.match(inputs, at)
         if found is None:
-            raise NarratorError(f"sample text breaks the template at character {at}: {inputs[at : at + 60]!r}")
+            raise NarratorError(
+                f"sample text breaks the template at character {at}: {inputs[at : at + 60]!r}"
+            )
         parts = found.groupdict()
         clips.append(
             StoryClip(
-                int(parts["i"]), parts.get("label") or "", parts["text"], int(parts["low"]), int(parts["high"])
+                int(parts["i"]),
+                parts.get("label") or "",
+                parts["text"],
+                int(parts["low"]),
+                int(parts["high"]),
             )
         )
         if parts["slot"]:
             slots.append(clips[-1].number)
         total, at = int(parts["n"]), found.end()
     story = Story(Product(match["name"], match["info"]), total, tuple(clips))
+    if len(slots) not in (1, len(clips)):
+        raise NarratorError(
+            f"{template.scene + EMPTY_SLOT!r} stands in clips {slots} of {[c.number for c in clips]}: "
+            "expected it in every clip or, in a per-clip sample, in one"
+        )
     visual_clip = slots[0] if len(slots) == 1 else None
     if inputs_text(story, template, visual_clip) != inputs:
         raise NarratorError(f"sample text would not be given back unchanged: {inputs[:40]!r}")

@@ -1,8 +1,8 @@
 """The facts everything else is written in: clips, products, videos, scripts, and the keys of output.json.
 
-Words (the project's own, used everywhere): a *video* is one file; a *clip* is one narrated span of it; a *frame*
-is a still sampled at one a second. Seconds are floats from the video's start; clip numbers in prompts count from
-1, clip indices in files and keys from 0. Standard library only.
+Words (the project's own, used everywhere): a *video* is one file; a *clip* is one narrated span of it; a
+*frame* is a still sampled at one a second. Seconds are floats from the video's start; clip numbers in prompts
+count from 1, clip indices in files and keys from 0. Standard library only.
 """
 
 from __future__ import annotations
@@ -107,8 +107,10 @@ def output_key(video_id: str, clip_index: int) -> str:
 def split_output_key(key: str) -> tuple[str, int]:
     """The video id and clip index of a key of output.json. Raises `NarratorError` on another form."""
     video_id, underscore, index = key.rpartition("_")
-    if not underscore or not video_id or not index.isdecimal():
-        raise NarratorError(f"{key!r} is not a key of an output.json: expected <video id>_<clip index from 0>")
+    if not underscore or not video_id or not index.isdecimal() or index != str(int(index)):
+        raise NarratorError(
+            f"{key!r} is not a key of an output.json: expected <video id>_<clip index from 0>"
+        )
     return video_id, int(index)
 
 

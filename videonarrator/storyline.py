@@ -50,7 +50,7 @@ def check_label(label: str) -> str:
 
 
 def read_storyline(text: str) -> list[str]:
-    """A storyline file: one script label (or several joined by "+") a line; blank lines and # remarks are passed over.
+    """A storyline file: a script label (or several joined by "+") a line; blanks and # remarks are skipped.
 
     Raises `NarratorError` with the line's number where a label is unknown.
     """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 POSITIONS = 100
 """Size of the position table: relative positions are 0..99."""
 
 
 def frame_numbers(start: float, end: float) -> range:
-    """Numbers (from 1) of the frames that a clip `[start, end)` in seconds owns: frame k is the still at second k-1.
+    """Numbers (from 1) of the frames of a clip `[start, end)` in seconds; frame k is the still at second k-1.
 
     These are the k with `int(start)+1 <= k < int(end)+1`, and at least one.
     """
@@ -20,11 +21,12 @@ def frame_numbers(start: float, end: float) -> range:
 def clip_positions(durations: Sequence[float], kept: Sequence[int]) -> list[int]:
     """Relative position 0..99 of each kept clip (paper, section 4: visual projection with relative position).
 
-    durations: length in seconds of every annotated clip, left-out ones included. kept: indices of the clips that
-    are narrated, ascending. A position is the clip's middle in hundredths of the summed durations; the first kept
-    clip gets 0 and the last one 99, a single one 0.
+    durations: length in seconds of every annotated clip, left-out ones included. kept: indices of the clips
+    that are narrated, ascending. A position is the clip's middle in hundredths of the summed durations; the
+    first kept clip gets 0 and the last one 99, a single one 0.
     """
-    total = sum(durations)
+    # added up one by one: from Python 3.12 on, sum() rounds otherwise
+    ends = list(accumulate(durations))
     positions = []
     for rank, index in enumerate(kept):
         if rank == 0:
@@ -32,7 +34,7 @@ def clip_positions(durations: Sequence[float], kept: Sequence[int]) -> list[int]
         elif rank == len(kept) - 1:
             position = POSITIONS - 1
         else:
-            middle = sum(durations[: index + 1]) - durations[index] / 2
-            position = min(int(POSITIONS * middle / total), POSITIONS - 1)
+            middle = ends[index] - durations[index] / 2
+            position = min(int(POSITIONS * middle / ends[-1]), POSITIONS - 1)
         positions.append(position)
     return positions

@@ -1,0 +1,93 @@
+"""Videos to frame features: stills at one a second through the encoder into the feature store, video by video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_process.feature_store import FeatureStore
+from data_process.frames import iter_frames, probe
+from data_process.qformer import FrameEncoder, encoder_fingerprint, load_encoder
+from videonarrator.schema import NarratorError
+
+VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".flv", ".ts")
+
+
+def find_videos(given: Iterable[str | Path]) -> list[Path]:
+    """Video files from files and folders, in order; two of one name (the id) are an error."""
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_ENDINGS)
+            if not inside:
+                raise NarratorError(f"{path} holds no video (looked for {', '.join(VIDEO_ENDINGS)})")
+            found += inside
+        else:
+            found.append(path)
+    names: dict[str, Path] = {}
+    for path in found:
+        if path.stem in names:
+            raise NarratorError(f"{names[path.stem]} and {path} would have the same id {path.stem!r}: rename one")
+        names[path.stem] = path
+    return found
+
+
+def feature_settings(source: str, encoder: FrameEncoder, dtype: torch.dtype) -> dict[str, Any]:
+    """What the feature store's manifest remembers: all that can move a feature."""
+    return {
+        "encoder": source,
+        "encoder_sha256": encoder_fingerprint(source),
+        "fps": 1,
+        "preprocessing": f"bicubic {encoder.image_size}x{encoder.image_size}, CLIP mean and deviation",
+        "vision_dtype": str(dtype).removeprefix("torch."),
+        "dtype": "float32",
+        "width": encoder.width,
+        "tokens": encoder.config.num_query_tokens,
+    }
+
+
+def video_features(encoder: FrameEncoder, path: Path, batch_size: int) -> tuple[list[int], Tensor]:
+    """Frame numbers and features [frames, 32, width] of a whole video; stills are held a batch at a time."""
+    numbers: list[int] = []
+    features: list[Tensor] = []
+    batch: list[np.ndarray] = []
+    for number, still in iter_frames(path, range(1, probe(path).n_frames + 1)):
+        numbers.append(number)
+        batch.append(still)
+        if len(batch) == batch_size:
+            features.append(encoder.encode(batch, batch_size))
+            batch = []
+    if batch:
+        features.append(encoder.encode(batch, batch_size))
+    return numbers, torch.cat(features)
+
+
+def extract(
+    videos: Sequence[Path],
+    source: str,
+    out: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 8,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, str]:
+    """Features of `videos` into the store `out`; those that are there are kept. Returns failed video -> reason."""
+    encoder = load_encoder(source, device=device, dtype=dtype)
+    store = FeatureStore.create(out, feature_settings(source, encoder, dtype))
+    failed: dict[str, str] = {}
+    for done, path in enumerate(videos, 1):
+        try:
+            if not store.has(path.stem):
+                store.write(path.stem, *video_features(encoder, path, batch_size))
+        except NarratorError as error:
+            failed[str(path)] = str(error)
+            say(f"failed: {error}")
+        if done % 10 == 0 or done == len(videos):
+            say(f"features of {done - len(failed)}/{len(videos)} videos")
+    return failed

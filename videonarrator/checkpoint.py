@@ -1,0 +1,200 @@
+"""The checkpoint folder: everything narration needs, in safetensors and text.
+
+    narrator.json      what the checkpoint is: backbone, features, token rules, checksums of the other files
+    prompt.yaml        the prompt template it was trained with
+    tokenizer/         with the added tokens
+    trained.safetensors  projector, position table and (lora) input and output embeddings
+    adapter/           (lora) peft's own adapter folder
+    backbone/          (full) the whole language model
+
+With LoRA the frozen backbone is not in the folder: narrator.json says where it lies and knows its fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from videonarrator.config import load_template, save_template
+from videonarrator.fingerprint import fingerprint
+from videonarrator.modeling.backbones import add_tokens, load_backbone, load_tokenizer
+from videonarrator.modeling.narrator import Narrator
+from videonarrator.modeling.projector import VisualProjector
+from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, Template
+from videonarrator.schema import NarratorError
+from videonarrator.timeline import POSITIONS
+
+FORMAT = 1
+DESCRIPTION = "narrator.json"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    backbone: folder (relative to the checkpoint) or hub name of the frozen language model; "" where the checkpoint
+    holds the language model whole. features: the settings its visual tokens were made with (encoder, threshold).
+    """
+
+    adapter: str
+    feature_width: int
+    backbone: str = ""
+    backbone_fingerprint: str = ""
+    positions: int = POSITIONS
+    bos: bool = True
+    strip_around_added_tokens: bool = False
+    features: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint, ready to narrate."""
+
+    narrator: Narrator
+    tokenizer: Any
+    template: Template
+    info: CheckpointInfo
+
+
+def trained_tensors(narrator: Narrator) -> dict[str, Tensor]:
+    """Projector, position table, and input and output embeddings, under the names of trained.safetensors."""
+    base = narrator.base
+    tensors = {f"projector.{name}": tensor for name, tensor in narrator.projector.state_dict().items()}
+    tensors["embed_tokens.weight"] = base.get_input_embeddings().weight
+    tensors["lm_head.weight"] = base.get_output_embeddings().weight
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def save_checkpoint(
+    folder: Path, narrator: Narrator, tokenizer: Any, template: Template, info: CheckpointInfo
+) -> None:
+    """Write a checkpoint folder as a whole or not at all; an older one in its place is replaced."""
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    save_template(template, partial / "prompt.yaml")
+    tokenizer.save_pretrained(partial / "tokenizer")
+    save_file(trained_tensors(narrator), partial / "trained.safetensors", metadata={"format": "pt"})
+    if info.adapter == "lora":
+        narrator.language_model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+    else:
+        narrator.language_model.save_pretrained(partial / "backbone")
+    described = {"format": FORMAT, **asdict(info)}
+    if info.backbone and Path(info.backbone).is_dir():  # found again when both folders are moved together
+        described["backbone"] = os.path.relpath(Path(info.backbone).resolve(), folder.resolve())
+    described["sha256"] = {
+        file.relative_to(partial).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(partial.rglob("*"))
+        if file.is_file()
+    }
+    (partial / DESCRIPTION).write_text(json.dumps(described, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    old = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What a checkpoint folder says of itself; `NarratorError` where it is none, or is damaged."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "nothing"
+        raise NarratorError(
+            f"{folder} is no checkpoint folder: it has no {DESCRIPTION} (found: {inside}). Give the folder that "
+            "`videonarrator train` wrote, such as runs/sample/train/checkpoint"
+        )
+    try:
+        described = json.loads(file.read_text("utf-8"))
+        checksums, found = described.pop("sha256"), described.pop("format")
+        info = CheckpointInfo(**described)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NarratorError(f"{file} cannot be read: {error}") from error
+    if found != FORMAT:
+        raise NarratorError(f"{file} has format {found!r}, this version reads {FORMAT}")
+    for name, expected in checksums.items():
+        if not (folder / name).is_file():
+            raise NarratorError(f"checkpoint {folder} is incomplete: {name} is missing")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            raise NarratorError(f"checkpoint {folder} is damaged: {name} is not the file that was written")
+    return info
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    backbone: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    merge: bool = True,
+) -> Checkpoint:
+    """Load a checkpoint for narration. backbone: where the frozen language model lies now, if not where it was.
+
+    merge: fold LoRA into the weights (faster; equal up to rounding).
+    """
+    info = read_info(folder)
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    if info.adapter == "lora":
+        language_model: Any = load_backbone(_find_backbone(folder, info, backbone), dtype=dtype)
+        add_tokens(language_model, tokenizer, ADDED_TOKENS)
+        language_model = PeftModel.from_pretrained(language_model, str(folder / "adapter"))
+    else:
+        language_model = load_backbone(str(folder / "backbone"), dtype=dtype)
+    hidden = language_model.get_input_embeddings().embedding_dim
+    projector = VisualProjector(info.feature_width, hidden, info.positions)
+    narrator = Narrator(language_model, projector, tokenizer.convert_tokens_to_ids(VISUAL_PATCH))
+    load_trained(narrator, load_file(folder / "trained.safetensors"), str(folder))
+    if merge and info.adapter == "lora":
+        narrator.language_model = narrator.language_model.merge_and_unload()
+    narrator.to(device).eval().requires_grad_(False)
+    narrator.projector.to(dtype)
+    return Checkpoint(narrator, tokenizer, load_template(folder / "prompt.yaml"), info)
+
+
+def load_trained(narrator: Narrator, tensors: dict[str, Tensor], source: str) -> None:
+    """Put the tensors of trained.safetensors in place; each must be there and fit."""
+    base = narrator.base
+    own = {
+        **{f"projector.{name}": tensor for name, tensor in narrator.projector.state_dict().items()},
+        "embed_tokens.weight": base.get_input_embeddings().weight,
+        "lm_head.weight": base.get_output_embeddings().weight,
+    }
+    if set(own) != set(tensors):
+        raise NarratorError(f"{source}: trained.safetensors holds {sorted(tensors)}, expected {sorted(own)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise NarratorError(
+                    f"{source}: {name} is {list(tensors[name].shape)}, the model wants {list(tensor.shape)}: "
+                    "another backbone?"
+                )
+            tensor.copy_(tensors[name])
+
+
+def _find_backbone(folder: Path, info: CheckpointInfo, given: str | None) -> str:
+    recorded = (folder / info.backbone).resolve()
+    source = given or (str(recorded) if recorded.is_dir() else info.backbone)
+    if Path(source).is_dir():
+        found = fingerprint(Path(source)) if (Path(source) / "config.json").is_file() else "no model"
+        if info.backbone_fingerprint not in ("", found):
+            raise NarratorError(
+                f"{source} is not the backbone that checkpoint {folder} was trained on (its files differ): "
+                "give the right one with --backbone"
+            )
+    elif source.startswith("."):
+        raise NarratorError(
+            f"the backbone of checkpoint {folder} is not at {source}: give its folder with --backbone"
+        )
+    return source

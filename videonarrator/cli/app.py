@@ -1,0 +1,153 @@
+"""The verbs and their options; what they do stands in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videonarrator.version import VERSION
+
+app = typer.Typer(
+    name="videonarrator",
+    help="Narrations for product videos: a storyline, then a narration as long as each clip.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+sample = typer.Typer(help="The project's own small data set.", no_args_is_help=True)
+app.add_typer(sample, name="sample")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, over those of the file")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
+Backbone = Annotated[str | None, typer.Option(help="where the frozen language model lies, if it was moved")]
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        print(f"videonarrator {VERSION}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def cut(
+    videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for <video>.json and <video>.csv")],
+    detector: Annotated[str, typer.Option(help="adaptive or content")] = "adaptive",
+    threshold: Annotated[float | None, typer.Option(help="the detector's threshold (default: its own)")] = None,
+    min_seconds: Annotated[float, typer.Option(help="shorter shots are merged into a neighbour")] = 1.0,
+    max_seconds: Annotated[float, typer.Option(help="longer shots are split evenly")] = 15.0,
+) -> None:
+    """Cut videos into clips at their shot boundaries."""
+    from videonarrator.cli import data
+
+    data.cut(videos, out, detector, threshold, min_seconds, max_seconds)
+
+
+@app.command()
+def extract(
+    videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
+    encoder: Annotated[str, typer.Option(help="BLIP-2 folder or hub name")],
+    out: Annotated[Path, typer.Option(help="folder of the feature store")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Device = "cpu",
+    precision: Precision = "float32",
+) -> None:
+    """Frame features of videos: one still a second through BLIP-2's vision model and Q-Former."""
+    from videonarrator.cli import data
+
+    data.extract(videos, encoder, out, batch_size, device, precision)
+
+
+@app.command()
+def prepare(
+    annotations: Annotated[Path, typer.Option(help="annotation file (JSON)")],
+    test_ids: Annotated[Path, typer.Option(help="ids of the held-out videos, one a line")],
+    features: Annotated[Path, typer.Option(help="feature store that `extract` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for clip tensors and sample lists")],
+    template: Annotated[str, typer.Option(help="prompt template: a name in configs/prompts, or a file")] = "zh",
+    threshold: Annotated[float, typer.Option(help="neighbouring frames this alike are one", min=-1, max=1)] = 0.9,
+) -> None:
+    """Clip tensors (compression and memory), splits and sample lists from annotations and features."""
+    from videonarrator.cli import data
+
+    data.prepare(annotations, test_ids, features, out, template, threshold)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option(help="YAML file, or the name of one in configs/")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a narrator: LoRA (or all weights), embeddings, projector and position table."""
+    from videonarrator.cli import model
+
+    model.train(config, overrides or [])
+
+
+@app.command()
+def infer(
+    annotations: Annotated[Path, typer.Option(help="annotation file (JSON)")],
+    ids: Annotated[Path, typer.Option(help="ids of the videos to narrate, one a line")],
+    features: Annotated[Path, typer.Option(help="feature store that `extract` wrote")],
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint folder that `train` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for output.json and the scripts")],
+    offered_label: Annotated[bool, typer.Option(help="give the annotated labels instead of generating")] = False,
+    config: Annotated[str | None, typer.Option(help="YAML file with decoding settings")] = None,
+    backbone: Backbone = None,
+    device: Device = "cpu",
+    precision: Precision = "float32",
+    overrides: Overrides = None,
+) -> None:
+    """Narrate annotated videos, so that the result can be scored: writes output.json."""
+    from videonarrator.cli import model
+
+    model.infer(
+        annotations, ids, features, checkpoint, out, offered_label, config, backbone, device, precision,
+        overrides or [],
+    )  # fmt: skip
+
+
+@app.command()
+def narrate(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    product: Annotated[Path, typer.Option(help="YAML file: name and info of the product")],
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint folder that `train` wrote")],
+    out: Annotated[Path, typer.Option(help="folder for script.json and script.md")],
+    cuts: Annotated[Path | None, typer.Option(help="your own cut list (JSON or CSV) instead of detection")] = None,
+    storyline: Annotated[Path | None, typer.Option(help="your own script labels, one a line")] = None,
+    rate: Annotated[float | None, typer.Option(help="characters (words) a second; default 6 (2.5)")] = None,
+    encoder: Annotated[str | None, typer.Option(help="the BLIP-2 of the checkpoint, if it was moved")] = None,
+    config: Annotated[str, typer.Option(help="YAML file with decoding settings")] = "narrate",
+    backbone: Backbone = None,
+    device: Device = "cpu",
+    precision: Precision = "float32",
+    overrides: Overrides = None,
+) -> None:
+    """Narrate a new video: cut, look, write. Prints the script as a table."""
+    from videonarrator.cli import narration
+
+    narration.narrate(
+        video, product, checkpoint, out, cuts, storyline, rate, encoder, config, backbone, device, precision,
+        overrides or [],
+    )  # fmt: skip
+
+
+@sample.command("render")
+def sample_render(
+    out: Annotated[Path, typer.Option(help="folder for the videos")],
+    data: Annotated[Path, typer.Option(help="the sample data set's folder")] = Path("data/sample"),
+    english: Annotated[bool, typer.Option(help="the twelve English videos instead of the sixty Chinese")] = False,
+) -> None:
+    """Render the sample data set's videos from their scene descriptions."""
+    from videonarrator.cli import data as data_verbs
+
+    data_verbs.render(data, out, english)

@@ -1,0 +1,111 @@
+"""The verbs from raw video to sample lists: cut, extract, prepare, sample render."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+
+from data_process.annotations import read_annotations, read_split
+from data_process.extract import extract as extract_features
+from data_process.extract import find_videos
+from data_process.feature_store import FeatureStore
+from data_process.prepare import prepare as prepare_lists
+from data_process.shots import Detector, cut_settings, detect_clips, write_cuts
+from data_process.video_file import probe
+from videonarrator.cli import PARTLY, say
+from videonarrator.cli.devices import device_and_dtype
+from videonarrator.config import CutConfig, load_template
+from videonarrator.schema import NarratorError
+
+
+def cut(
+    videos: list[Path], out: Path, detector: str, threshold: float | None, min_seconds: float, max_seconds: float
+) -> None:
+    if detector not in ("adaptive", "content"):
+        raise NarratorError(f"unknown detector {detector!r}: adaptive or content")
+    limits = CutConfig(detector=cast(Any, detector), min_seconds=min_seconds, max_seconds=max_seconds)
+    settings = cut_settings(cast(Detector, detector), threshold, limits.min_seconds, limits.max_seconds)
+    failed: dict[str, str] = {}
+    found, clips_found, kept = find_videos(videos), 0, 0
+    logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
+    for done, path in enumerate(found, 1):
+        target = out / f"{path.stem}.json"
+        if _is_cut(target, settings, path):
+            kept += 1
+        else:
+            try:
+                clips = detect_clips(
+                    path,
+                    detector=cast(Detector, detector),
+                    threshold=threshold,
+                    min_seconds=min_seconds,
+                    max_seconds=max_seconds,
+                )
+                info = probe(path)
+                write_cuts(
+                    clips, target, target.with_suffix(".csv"), video=path.name, info=info, settings=settings
+                )
+                clips_found += len(clips)
+            except NarratorError as error:
+                failed[str(path)] = str(error)
+                say(f"failed: {error}")
+        if done % 10 == 0 or done == len(found):
+            say(f"cut {done - len(failed)}/{len(found)} videos")
+    _finish({"out": str(out), "videos": len(found), "kept": kept, "clips": clips_found, "failed": failed})
+
+
+def extract(
+    videos: list[Path], encoder: str, out: Path, batch_size: int, device: str, precision: str
+) -> None:
+    place, dtype = device_and_dtype(device, precision)
+    found = find_videos(videos)
+    failed = extract_features(
+        found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say
+    )
+    _finish({"out": str(out), "videos": len(found), "failed": failed})
+
+
+def prepare(
+    annotations: Path, test_ids: Path, features: Path, out: Path, template: str, threshold: float
+) -> None:
+    videos = read_annotations(annotations)
+    held_out = read_split(test_ids, videos)
+    wording = load_template(template)
+    store = FeatureStore.open(features)
+    summary = prepare_lists(videos, held_out, store, out, wording, threshold)
+    missing = summary["videos_left_out"]["no features"]
+    failed = {video_id: f"no features in {features}" for video_id in missing}
+    for video_id in missing:
+        say(f"left out: video {video_id} has no features in {features}")
+    _finish({"out": str(out), "samples": summary["samples"], "failed": failed})
+
+
+def render(data: Path, out: Path, english: bool) -> None:
+    from data_process.sample_world.render import read_scenes, render_all
+
+    ending = "_en" if english else ""
+    videos = read_annotations(data / f"annotations{ending}.json")
+    scenes = read_scenes(data / f"scenes{ending}.json")
+    paths = render_all(list(videos.values()), scenes, out, say)
+    _finish({"out": str(out), "videos": len(paths), "failed": {}})
+
+
+def _is_cut(target: Path, settings: dict[str, Any], video: Path) -> bool:
+    """Whether the video was cut with these settings since it last changed."""
+    try:
+        made = json.loads(target.read_text("utf-8"))
+        newer = target.stat().st_mtime >= video.stat().st_mtime
+        return newer and made["settings"] == settings and target.with_suffix(".csv").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish(result: dict[str, Any]) -> None:
+    """The result as one JSON object on stdout; exit code 3 where something failed."""
+    print(json.dumps(result, ensure_ascii=False))
+    if result["failed"]:
+        raise typer.Exit(PARTLY)

@@ -1,0 +1,120 @@
+"""The verb `narrate`: one new video and its product facts in, a script out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from data_process.feature_store import select_frames
+from data_process.product_file import read_product
+from data_process.shots import detect_clips, read_cuts
+from data_process.video_file import probe
+from videonarrator.cli import say
+from videonarrator.cli.devices import device_and_dtype
+from videonarrator.cli.model import check_features
+from videonarrator.config import load_config, save_config
+from videonarrator.export.script import script_table, write_script
+from videonarrator.schema import Clip, NarratorError, Video
+from videonarrator.settings import DecodingSettings
+from videonarrator.storyline import read_storyline
+
+
+def narrate(
+    video: Path,
+    product: Path,
+    checkpoint: Path,
+    out: Path,
+    cuts: Path | None,
+    storyline: Path | None,
+    rate: float | None,
+    encoder: str | None,
+    config: str,
+    backbone: str | None,
+    device: str,
+    precision: str,
+    overrides: list[str],
+) -> None:
+    settings = load_config(DecodingSettings, config, overrides)
+    place, dtype = device_and_dtype(device, precision)
+    if rate is not None and rate <= 0:
+        raise NarratorError(f"--rate is {rate:g}: expected characters (or words) a second, greater than 0")
+    facts = read_product(product)
+    info = probe(video)
+    clips = read_cuts(cuts, info.duration_s) if cuts else None
+    labels = read_storyline(_text_of(storyline)) if storyline else None
+    if clips and labels and len(clips) != len(labels):
+        raise NarratorError(f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip")
+    _check_writable(out)
+    from data_process.extract import feature_settings, video_features
+    from data_process.qformer import load_encoder
+    from videonarrator.checkpoint import load_checkpoint, read_info
+    from videonarrator.environment import write_environment
+    from videonarrator.generation import narrate_video
+    from videonarrator.tasks import new_tasks, script_of
+
+    described = read_info(checkpoint).features
+    source = encoder or _encoder_of(described, checkpoint)
+    if clips is None:
+        logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
+        clips = detect_clips(video)
+        say(f"cut {video.name} into {len(clips)} clips")
+    if labels and len(labels) != len(clips):
+        raise NarratorError(
+            f"{storyline} has {len(labels)} labels, the video was cut into {len(clips)} clips "
+            f"({_spans(clips)}): give one label a clip, or your own --cuts"
+        )
+    eye = load_encoder(source, device=place, dtype=dtype)
+    check_features(described, feature_settings(source, eye, dtype), source, str(checkpoint))
+    numbers, features = video_features(eye, video, 8)
+    say(f"looked at {len(numbers)} frames")
+    loaded = load_checkpoint(checkpoint, backbone=backbone, device=place, dtype=dtype)
+    frames = [_clip_frames(numbers, features, clip) for clip in clips]
+    language = loaded.template.language
+    threshold = described.get("threshold", 0.9)
+    tasks = new_tasks(clips, frames, threshold, storyline=labels, rate=rate, language=language)
+    results = narrate_video(loaded, facts, tasks, len(clips), settings)
+    script = script_of(Video(video.stem, facts, tuple(clips)), tasks, results, language)
+    write_environment(out)
+    save_config(settings, out / "decoding.yaml")
+    _, readable = write_script(script, out)
+    print(script_table(script))
+    print(readable)
+
+
+def _clip_frames(numbers: list[int], features: Any, clip: Clip) -> Any:
+    """A clip's frames; a last clip too short to own one looks at the last there is."""
+    import torch
+
+    found, _ = select_frames(torch.tensor(numbers), features, clip.start, clip.end)
+    return found if len(found) else features[-1:]
+
+
+def _encoder_of(described: dict[str, Any], checkpoint: Path) -> str:
+    source = described.get("encoder")
+    if not source:
+        raise NarratorError(f"checkpoint {checkpoint} does not say what encoder it was trained with: give --encoder")
+    return source
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NarratorError(f"cannot read {path}: {error}") from error
+
+
+def _check_writable(folder: Path) -> None:
+    """The folder is made, and tried, before anything that takes long."""
+    trial = folder / ".trial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        os.unlink(trial)
+    except OSError as error:
+        raise NarratorError(f"cannot write to {folder}: {error}") from error
+
+
+def _spans(clips: list[Clip]) -> str:
+    return ", ".join(f"{clip.start:.1f}-{clip.end:.1f}" for clip in clips)

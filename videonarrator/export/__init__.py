@@ -1,0 +1,1 @@
+"""What leaves the program: scripts that people read and edit."""

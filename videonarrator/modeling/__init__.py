@@ -1,0 +1,1 @@
+"""The model: visual tokens into a causal language model. Knows ids and tensors only."""

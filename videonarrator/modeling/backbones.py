@@ -1,0 +1,123 @@
+"""Language models that narrate: Baichuan's architecture with fused q, k, v, or any causal LM of transformers.
+
+Baichuan-7B is a LLaMA whose q, k and v weights are one matrix `W_pack` (rows: q, then k, then v). Kept fused, LoRA
+has one shared A for the three, as the published training had; split, it is a plain LLaMA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+PAD_TOKEN = "[PAD]"
+
+
+class BaichuanConfig(LlamaConfig):
+    """A LLaMA configuration whose attention keeps q, k, v in one matrix."""
+
+    model_type = "baichuan-fused"
+
+
+class FusedAttention(LlamaAttention):
+    """LLaMA's attention with `W_pack` [3 * hidden, hidden] in place of three projections."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        del self.q_proj, self.k_proj, self.v_proj
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [batch, tokens, hidden] -> the same shape, and attention weights where eager gives them."""
+        assert position_embeddings is not None
+        batch, length, _ = hidden_states.shape
+        packed = self.W_pack(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))  # [batch, heads, tokens, head_dim]
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(mixed.reshape(batch, length, -1).contiguous()), weights
+
+
+class BaichuanForCausalLM(LlamaForCausalLM):
+    """Baichuan-7B's architecture on transformers' LLaMA: the same names but for `self_attn.W_pack`."""
+
+    config_class = BaichuanConfig
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = FusedAttention(config, index)
+        self.post_init()
+
+
+def load_backbone(source: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A causal LM from a folder or hub name. No code from the folder is run, no pickle is read."""
+    if _is_fused(source):
+        return BaichuanForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+
+
+def new_backbone(config_folder: str, vocabulary: int) -> nn.Module:
+    """A causal LM with the configuration in `config_folder` and `vocabulary` rows, without trained weights."""
+    if _is_fused(config_folder):
+        config = BaichuanConfig.from_pretrained(config_folder)
+        config.vocab_size = vocabulary
+        return BaichuanForCausalLM(config)
+    config = AutoConfig.from_pretrained(config_folder)
+    config.vocab_size = vocabulary
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub name, padding on the right."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Add a pad token where there is none, then `tokens`, and grow the model's embeddings to match.
+
+    New rows of the input and output embeddings start at the mean of the old ones.
+    """
+    old = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    if len(tokenizer) <= old:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embeddings.weight[old:] = embeddings.weight[:old].mean(0)
+
+
+def _is_fused(source: str) -> bool:
+    from transformers import PreTrainedConfig
+
+    settings, _ = PreTrainedConfig.get_config_dict(source)
+    return settings.get("model_type") == BaichuanConfig.model_type

@@ -1,0 +1,31 @@
+"""From visual tokens to the language model's width, with the clip's relative position added (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class VisualProjector(nn.Module):
+    """One linear map for visual tokens and position vectors alike; its bias therefore enters twice.
+
+    positions: size of the table of learned relative positions (0..99 in the paper), each of the features' width.
+    """
+
+    def __init__(self, feature_width: int, hidden_size: int, positions: int = 100) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_width, hidden_size)
+        self.position = nn.Embedding(positions, feature_width)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """tokens [n, feature_width] and the position [n] of each token's clip -> [n, hidden_size]."""
+        tokens = tokens.to(self.linear.weight.dtype)
+        return self.linear(tokens) + self.linear(self.position(position))
+
+    @torch.no_grad()
+    def match_scale(self, embeddings: Tensor, tokens: Tensor) -> None:
+        """Scale the map so that projected `tokens` start as large as the language model's `embeddings`."""
+        size = self.linear(tokens.to(self.linear.weight.dtype)).std()
+        self.linear.weight *= embeddings.std() / size
+        self.linear.bias.zero_()

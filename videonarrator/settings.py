@@ -1,0 +1,106 @@
+"""Every stage's settings: one home for each default. `videonarrator.config` reads them from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omegaconf import MISSING
+
+from videonarrator.schema import NarratorError
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is trained on: a per-clip sample list and the folder of clip tensors it belongs to.
+
+    later_clips: keep the text of the clips after the target, as the published samples do; a causal model's loss
+    does not depend on it, so it is left out by default.
+    """
+
+    samples: str = MISSING
+    clips: str = MISSING
+    later_clips: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The language model and what of it is trained (published: LoRA of rank 64 on all linear layers but the head).
+
+    adapter: `lora` trains LoRA, embeddings, projector and position table; `full` trains every weight.
+    bos: begin every prompt with the tokenizer's BOS. strip_around_added_tokens: the published set-up's tokenisation.
+    """
+
+    backbone: str = MISSING
+    template: str = "zh"
+    adapter: Literal["lora", "full"] = "lora"
+    rank: int = 64
+    alpha: int = 16
+    dropout: float = 0.05
+    bos: bool = True
+    strip_around_added_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """How it is trained. Defaults are the published ones but for precision, which depends on the device.
+
+    batch_size: samples (clips) a device and step; accumulation: batches before an update. projector_learning_rate:
+    another rate for projector and position table, which start from nothing (None: the same).
+    save_steps: updates between two resumable states, of which the newest `keep_states` are kept.
+    """
+
+    epochs: float = 15
+    batch_size: int = 4
+    accumulation: int = 8
+    learning_rate: float = 1e-4
+    projector_learning_rate: float | None = None
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: float = 0.03
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    save_steps: int = 100
+    keep_states: int = 2
+    log_steps: int = 10
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulation < 1 or self.epochs <= 0 or self.learning_rate <= 0:
+            raise NarratorError("epochs, batch_size, accumulation and learning_rate must be greater than 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`videonarrator train`: writes `<output>/checkpoint`, train_log.jsonl, config.yaml and env.json."""
+
+    output: str = MISSING
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How text is written (published: temperature 0.1; penalty 1.0 for labels, 1.1 for narrations; 100 new tokens).
+
+    greedy: always the likeliest token. attempts: how often a narration outside its length range is written again
+    (sampled at `retry_temperature`) before the nearest one is taken; 1 only asks for the length in the prompt.
+    """
+
+    greedy: bool = True
+    temperature: float = 0.1
+    label_penalty: float = 1.0
+    narration_penalty: float = 1.1
+    max_new_tokens: int = 100
+    max_clips: int = 20
+    attempts: int = 1
+    retry_temperature: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.temperature, self.retry_temperature, self.label_penalty, self.narration_penalty) <= 0:
+            raise NarratorError("temperatures and penalties must be greater than 0")
+        if min(self.max_new_tokens, self.max_clips, self.attempts) < 1:
+            raise NarratorError("max_new_tokens, max_clips and attempts must be at least 1")

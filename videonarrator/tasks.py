@@ -1,0 +1,89 @@
+"""From a video's clips and frame features to what the narrator is asked to write, clip by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from videonarrator.generation import ClipResult, ClipTask
+from videonarrator.length import count_units, range_for_duration, range_for_reference
+from videonarrator.prompt import single_stops
+from videonarrator.schema import Clip, NarratorError, Script, ScriptLine, Video
+from videonarrator.storyline import check_label
+from videonarrator.timeline import clip_positions
+from videonarrator.visual_memory import video_clip_tokens
+
+
+def annotated_tasks(
+    video: Video, frames: Sequence[Tensor], threshold: float, *, offered_label: bool = False, language: str = "zh"
+) -> list[ClipTask]:
+    """Tasks for an annotated video: clips with text and frames, length ranges around the references.
+
+    frames: of each annotated clip, its frames' features [frames, 32, width]. offered_label: the annotated labels
+    are given, not generated.
+    """
+    kept = [i for i, clip in enumerate(video.clips) if clip.text is not None and len(frames[i])]
+    ranges = [range_for_reference(single_stops(video.clips[i].text or ""), language) for i in kept]
+    labels = [video.clips[i].label if offered_label else None for i in kept]
+    return _tasks(video.clips, kept, frames, ranges, labels, threshold)
+
+
+def new_tasks(
+    clips: Sequence[Clip],
+    frames: Sequence[Tensor],
+    threshold: float,
+    *,
+    storyline: Sequence[str] | None = None,
+    rate: float | None = None,
+    language: str = "zh",
+) -> list[ClipTask]:
+    """Tasks for a new video: every clip, length ranges from its duration.
+
+    storyline: the script labels, one a clip; without it a clip's own label is taken, or one is generated.
+    rate: characters (words) a second.
+    """
+    if storyline is not None and len(storyline) != len(clips):
+        raise NarratorError(
+            f"the storyline has {len(storyline)} labels, the video {len(clips)} clips: give one label a clip"
+        )
+    given = storyline or [clip.label for clip in clips]
+    labels = [check_label(label) if label else None for label in given]
+    ranges = [range_for_duration(clip.duration, rate, language) for clip in clips]
+    return _tasks(clips, range(len(clips)), frames, ranges, labels, threshold)
+
+
+def _tasks(
+    clips: Sequence[Clip],
+    kept: Sequence[int],
+    frames: Sequence[Tensor],
+    ranges: Sequence[tuple[int, int]],
+    labels: Sequence[str | None],
+    threshold: float,
+) -> list[ClipTask]:
+    visual = video_clip_tokens([frames[i] for i in kept], threshold)
+    positions = clip_positions([clip.duration for clip in clips], kept)
+    return [
+        ClipTask(index, low, high, tokens, position, label)
+        for index, (low, high), tokens, position, label in zip(kept, ranges, visual, positions, labels, strict=True)
+    ]
+
+
+def script_of(
+    video: Video, tasks: Sequence[ClipTask], results: Sequence[ClipResult], language: str = "zh"
+) -> Script:
+    """What was written, beside what was asked for; clips without a line are named with the reason."""
+    asked = {task.index: task for task in tasks}
+    lines = []
+    for result in results:
+        clip, task = video.clips[result.index], asked[result.index]
+        written = count_units(result.text, language)
+        line = (result.index, clip.start, clip.end, result.label, result.text, task.low, task.high, written)
+        lines.append(ScriptLine(*line))
+    done = {line.clip for line in lines}
+    skipped = {
+        index: "no frames, or no reference narration" if index not in asked else "over the limit of clips a video"
+        for index in range(len(video.clips))
+        if index not in done
+    }
+    return Script(video.id, video.product, tuple(lines), skipped)

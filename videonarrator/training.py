@@ -1,0 +1,237 @@
+"""Training: per-clip samples, LoRA or all weights, over transformers' Trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from videonarrator.checkpoint import CheckpointInfo, save_checkpoint
+from videonarrator.config import load_template, save_config
+from videonarrator.dataset import ClipSamples, VisualSource, collate
+from videonarrator.environment import write_environment
+from videonarrator.fingerprint import fingerprint
+from videonarrator.modeling.backbones import add_tokens, load_backbone, load_tokenizer
+from videonarrator.modeling.lora import add_lora, set_trainable
+from videonarrator.modeling.narrator import Narrator
+from videonarrator.modeling.projector import VisualProjector
+from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH
+from videonarrator.schema import NarratorError
+from videonarrator.settings import OptimizationSettings, TrainConfig
+
+STATES = "states"
+"""Folder of the resumable states inside a training run's folder."""
+
+
+def train(
+    config: TrainConfig,
+    samples: Sequence[Mapping[str, Any]],
+    visual_of: VisualSource,
+    features: Mapping[str, Any],
+) -> Path:
+    """Train a narrator and return its checkpoint folder, `<output>/checkpoint`.
+
+    samples: per-clip samples (train_shots.json). visual_of: gives a clip's visual tokens. features: the settings
+    these were made with, among them `width`; stored with the checkpoint.
+    A run with the same settings that was finished is returned as it is; one that was killed goes on from its last
+    state. Raises `NarratorError` where the folder holds a run with other settings.
+    """
+    output = Path(config.output)
+    checkpoint = output / "checkpoint"
+    if _claim(output, config, samples, features) and (checkpoint / "narrator.json").is_file():
+        _say(f"{checkpoint} is already trained with these settings")
+        return checkpoint
+    settings = config.optimization
+    torch.manual_seed(settings.seed)
+    template = load_template(config.model.template)
+    narrator, tokenizer = build_narrator(config, int(features["width"]))
+    dataset = ClipSamples(
+        samples,
+        visual_of,
+        tokenizer,
+        template,
+        later_clips=config.data.later_clips,
+        bos=config.model.bos,
+        strip_around_added_tokens=config.model.strip_around_added_tokens,
+    )
+    _check_lengths(dataset, narrator)
+    narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, dataset[0]["visual"])
+    write_environment(output)
+    trainer = NarratorTrainer(
+        model=narrator,
+        args=training_arguments(settings, output / STATES),
+        train_dataset=dataset,
+        data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
+        callbacks=[Progress(output / "train_log.jsonl")],
+    )
+    trainer.projector_rate = settings.projector_learning_rate
+    trainer.remove_callback(PrinterCallback)
+    state = get_last_checkpoint(str(output / STATES)) if (output / STATES).is_dir() else None
+    if state:
+        _say(f"going on from {state}")
+    trainer.train(resume_from_checkpoint=state)
+    lora, local = config.model.adapter == "lora", Path(config.model.backbone).is_dir()
+    info = CheckpointInfo(
+        adapter=config.model.adapter,
+        feature_width=int(features["width"]),
+        backbone=config.model.backbone if lora else "",
+        backbone_fingerprint=fingerprint(Path(config.model.backbone)) if lora and local else "",
+        bos=config.model.bos,
+        strip_around_added_tokens=config.model.strip_around_added_tokens,
+        features=dict(features),
+    )
+    save_checkpoint(checkpoint, narrator, tokenizer, template, info)
+    shutil.rmtree(output / STATES, ignore_errors=True)
+    return checkpoint
+
+
+def build_narrator(config: TrainConfig, feature_width: int) -> tuple[Narrator, Any]:
+    """The model as training begins with it, and its tokenizer with the added tokens."""
+    tokenizer = load_tokenizer(config.model.backbone)
+    language_model: Any = load_backbone(config.model.backbone)
+    add_tokens(language_model, tokenizer, ADDED_TOKENS)
+    if config.optimization.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    projector = VisualProjector(feature_width, language_model.get_input_embeddings().embedding_dim)
+    full = config.model.adapter == "full"
+    if not full:
+        model = config.model
+        language_model = add_lora(language_model, rank=model.rank, alpha=model.alpha, dropout=model.dropout)
+    narrator = Narrator(language_model, projector, tokenizer.convert_tokens_to_ids(VISUAL_PATCH))
+    set_trainable(narrator, full=full)
+    return narrator, tokenizer
+
+
+def training_arguments(settings: OptimizationSettings, states: Path) -> TrainingArguments:
+    """Our settings in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(states),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,  # a share of all steps, being less than 1
+        max_grad_norm=settings.clip_norm,
+        weight_decay=settings.weight_decay,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        seed=settings.seed,
+        logging_steps=settings.log_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_states,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"dispatch_batches": False},
+    )
+
+
+class NarratorTrainer(Trainer):
+    """Trainer that saves and resumes only what is trained, and may give the projector a rate of its own."""
+
+    projector_rate: float | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.projector_rate is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for n, p in trained if not n.startswith("projector.")], "lr": self.args.learning_rate},
+            {"params": [p for n, p in trained if n.startswith("projector.")], "lr": self.projector_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        assert isinstance(self.train_dataset, ClipSamples)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(size, lengths=self.train_dataset.lengths, generator=generator)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        tensors = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if set(own) != set(tensors):
+            raise NarratorError(f"{resume_from_checkpoint} is a state of another model: remove it to start anew")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+
+
+class Progress(TrainerCallback):
+    """Appends what is logged to train_log.jsonl and tells it on stderr, with the time left."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.began, self.first = log, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+        done = state.global_step - self.first
+        if "loss" in (logs or {}) and done:
+            left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
+            loss = float(logs["loss"])
+            _say(f"step {state.global_step}/{state.max_steps}  loss {loss:.3f}  {left:.0f} s left")
+
+
+def _claim(output: Path, config: TrainConfig, samples: Any, features: Mapping[str, Any]) -> bool:
+    """Make the folder this run's own; True where it already was. Another run's folder is refused."""
+    record, settings = output / "run.json", output / "config.yaml"
+    import hashlib
+
+    digest = hashlib.sha256(json.dumps(list(samples), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    mine = {"settings": repr(config), "samples": digest, "features": dict(features)}
+    try:
+        if record.is_file():
+            if json.loads(record.read_text("utf-8")) != json.loads(json.dumps(mine)):
+                raise NarratorError(
+                    f"{output} holds a training run with other settings or data: give another output=..., or "
+                    f"remove it (rm -r {output})"
+                )
+            return True
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, settings)
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(mine, ensure_ascii=False), "utf-8")
+        os.replace(partial, record)
+    except OSError as error:
+        raise NarratorError(f"cannot write to {output}: {error}") from error
+    return False
+
+
+def _check_lengths(dataset: ClipSamples, narrator: Narrator) -> None:
+    limit = int(getattr(narrator.base.config, "max_position_embeddings", 0) or 0)
+    for item, length in zip(dataset.items, dataset.lengths, strict=True):
+        if limit and length > limit:
+            raise NarratorError(
+                f"sample of video {item['id']}, clip {item['clip'] + 1}, has {length} tokens; the backbone takes "
+                f"{limit}: shorten its text or its clip"
+            )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
