@@ -1,4 +1,6 @@
-"""Videos to frame features: stills at one a second through the encoder into the feature store, video by video."""
+"""Videos to frame features: stills at one a second through the encoder into the feature store, video by
+video.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def find_videos(given: Iterable[str | Path]) -> list[Path]:
     names: dict[str, Path] = {}
     for path in found:
         if path.stem in names:
-            raise NarratorError(f"{names[path.stem]} and {path} would have the same id {path.stem!r}: rename one")
+            raise NarratorError(
+                f"{names[path.stem]} and {path} would have the same id {path.stem!r}: rename one"
+            )
         names[path.stem] = path
     return found
 
@@ -77,7 +81,9 @@ def extract(
     batch_size: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, str]:
-    """Features of `videos` into the store `out`; those that are there are kept. Returns failed video -> reason."""
+    """Features of `videos` into the store `out`; those that are there are kept. Returns failed video ->
+    reason.
+    """
     encoder = load_encoder(source, device=device, dtype=dtype)
     store = FeatureStore.create(out, feature_settings(source, encoder, dtype))
     failed: dict[str, str] = {}

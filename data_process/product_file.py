@@ -16,8 +16,8 @@ EXAMPLE = "name: 云汀保温杯\ninfo:\n  材质: [不锈钢, 双层真空]\n  
 def read_product(path: str | Path) -> Product:
     """The product of a YAML file with `name` and `info`.
 
-    `info` is a text of lines `category：point、point`, or a mapping from category to one point or a list of points.
-    Raises `NarratorError` with an example where the file is anything else.
+    `info` is a text of lines `category：point、point`, or a mapping from category to one point or a list of
+    points. Raises `NarratorError` with an example where the file is anything else.
     """
     path = Path(path)
     try:
@@ -33,7 +33,9 @@ def read_product(path: str | Path) -> Product:
     if "\n" in name:
         raise _mistake(path, "the name has a line break")
     if isinstance(info, dict):
-        info = "\n".join(f"{category}：{_points(path, category, points)}" for category, points in info.items())
+        info = "\n".join(
+            f"{category}：{_points(path, category, points)}" for category, points in info.items()
+        )
     if not isinstance(info, str):
         raise _mistake(path, f"info is {info!r}, expected text or a mapping from category to points")
     return Product(name, "\n".join(line.strip() for line in info.splitlines() if line.strip()))

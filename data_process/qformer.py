@@ -1,7 +1,8 @@
 """Frame features: BLIP-2's vision transformer and Q-Former, as transformers has them (paper, section 4.1).
 
-A frame becomes 32 vectors, the Q-Former's last hidden states for its learned queries. The source is a folder or hub
-name in transformers' BLIP-2 layout; only the vision model, the Q-Former and the query tokens are read from it.
+A frame becomes 32 vectors, the Q-Former's last hidden states for its learned queries. The source is a folder
+or hub name in transformers' BLIP-2 layout; only the vision model, the Q-Former and the query tokens are read
+from it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class FrameEncoder(nn.Module):
         """pixel_values [frames, 3, size, size] -> visual tokens [frames, queries, width]."""
         size = (self.image_size, self.image_size)
         if tuple(pixel_values.shape[-2:]) != size:  # transformers would silently take smaller pictures
-            raise ValueError(f"pictures of {tuple(pixel_values.shape[-2:])} pixels given to an encoder for {size}")
+            raise ValueError(
+                f"pictures of {tuple(pixel_values.shape[-2:])} pixels given to an encoder for {size}"
+            )
         image_states = self.vision_model(pixel_values=pixel_values).last_hidden_state
         queries = self.query_tokens.expand(len(pixel_values), -1, -1)
         hidden = self.qformer(query_embeds=queries, encoder_hidden_states=image_states).last_hidden_state
@@ -62,7 +65,9 @@ class FrameEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, stills: Sequence[np.ndarray], batch_size: int = 8) -> Tensor:
-        """Stills, uint8 [height, width, 3] RGB of any size -> float32 features [frames, queries, width] on the CPU."""
+        """Stills, uint8 [height, width, 3] RGB of any size -> float32 features [frames, queries, width] on
+        the CPU.
+        """
         device, dtype = self.query_tokens.device, next(self.vision_model.parameters()).dtype
         features = []
         for start in range(0, len(stills), batch_size):
@@ -79,7 +84,8 @@ class FrameEncoder(nn.Module):
 
 
 def preprocess(stills: Sequence[np.ndarray], size: int) -> Tensor:
-    """LAVIS's evaluation transform: PIL bicubic to `size` x `size` (aspect not kept), CLIP's mean and deviation.
+    """LAVIS's evaluation transform: PIL bicubic to `size` x `size` (aspect not kept), CLIP's mean and
+    deviation.
 
     Returns float32 [frames, 3, size, size].
     """
@@ -100,14 +106,14 @@ def load_encoder(source: str, *, device: str = "cpu", dtype: torch.dtype = torch
     settings = json.loads((folder / "config.json").read_text("utf-8"))
     if settings.get("model_type") != "blip-2":
         raise NarratorError(
-            f"{source} holds a model of type {settings.get('model_type')!r}, not a BLIP-2: give a folder or hub "
-            "name such as Salesforce/blip2-opt-2.7b, or data/sample/models/blip2 for the sample data"
+            f"{source} holds a model of type {settings.get('model_type')!r}, not a BLIP-2: give a folder "
+            "or hub name such as Salesforce/blip2-opt-2.7b, or data/sample/models/blip2 for the sample data"
         )
     encoder = FrameEncoder(Blip2Config.from_pretrained(folder))
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():
+            for name in list(weights.keys()):
                 if name.startswith(PREFIXES):
                     tensors[name] = weights.get_tensor(name).float()
     missing, unexpected = encoder.load_state_dict(tensors, strict=False)
@@ -125,7 +131,7 @@ def encoder_folder(source: str) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))

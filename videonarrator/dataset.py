@@ -82,5 +82,7 @@ def collate(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         "attention_mask": (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long(),
         "visual": torch.cat(visual),
-        "positions": torch.cat([torch.full((len(v),), i["position"]) for v, i in zip(visual, items, strict=True)]),
+        "positions": torch.cat(
+            [torch.full((len(v),), i["position"]) for v, i in zip(visual, items, strict=True)]
+        ),
     }

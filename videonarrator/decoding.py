@@ -27,8 +27,9 @@ def write_line(
 ) -> list[int]:
     """The ids that follow the prompt `ids`, without the stop id that ended them.
 
-    visual [patches, width]: the prompt's visual tokens. penalty: repetition penalty over all prompt ids (patches
-    included) and the output (paper's decoding). temperature: 0 takes the likeliest token. generator: for sampling.
+    visual [patches, width]: the prompt's visual tokens. penalty: repetition penalty over all prompt ids
+    (patches included) and the output (paper's decoding). temperature: 0 takes the likeliest token. generator:
+    for sampling.
     """
     device = narrator.device
     prompt = torch.tensor([list(ids)], device=device)
@@ -50,13 +51,17 @@ def write_line(
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """`logits` [vocabulary] with those of `seen` ids divided by `penalty` where positive, multiplied where negative."""
+    """`logits` [vocabulary] with those of `seen` ids divided by `penalty` where positive, multiplied where
+    negative.
+    """
     weaker = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, weaker, logits)
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> int:
-    """The likeliest id (temperature 0), or one drawn from the softmax at `temperature`, on the CPU in float64."""
+    """The likeliest id (temperature 0), or one drawn from the softmax at `temperature`, on the CPU in
+    float64.
+    """
     if temperature == 0:
         return int(logits.argmax())
     chances = torch.softmax(logits.double().cpu() / temperature, dim=-1)

@@ -43,7 +43,9 @@ def write_environment(folder: Path) -> None:
 def _git_state() -> dict[str, Any] | None:
     def git(*words: str) -> str:
         here = Path(__file__).resolve().parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}

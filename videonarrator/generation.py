@@ -85,7 +85,9 @@ def _write_label(
     if not checkpoint.template.label:
         return ""
     ids = _prompt_ids(checkpoint, product, history, clip, total, task, None)
-    text = _decode(checkpoint, ids, task, settings, settings.label_penalty, _draw(settings, 0), [seed, task.index, 0])
+    text = _decode(
+        checkpoint, ids, task, settings, settings.label_penalty, _draw(settings, 0), [seed, task.index, 0]
+    )
     return text.split("\n")[0].strip()
 
 

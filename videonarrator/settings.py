@@ -14,8 +14,8 @@ from videonarrator.schema import NarratorError
 class DataSettings:
     """What is trained on: a per-clip sample list and the folder of clip tensors it belongs to.
 
-    later_clips: keep the text of the clips after the target, as the published samples do; a causal model's loss
-    does not depend on it, so it is left out by default.
+    later_clips: keep the text of the clips after the target, as the published samples do; a causal model's
+    loss does not depend on it, so it is left out by default.
     """
 
     samples: str = MISSING
@@ -25,10 +25,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The language model and what of it is trained (published: LoRA of rank 64 on all linear layers but the head).
+    """The language model and what of it is trained (published: LoRA of rank 64 on all linear layers but the
+    head).
 
     adapter: `lora` trains LoRA, embeddings, projector and position table; `full` trains every weight.
-    bos: begin every prompt with the tokenizer's BOS. strip_around_added_tokens: the published set-up's tokenisation.
+    bos: begin every prompt with the tokenizer's BOS. strip_around_added_tokens: the published set-up's
+    tokenisation.
     """
 
     backbone: str = MISSING
@@ -45,9 +47,9 @@ class ModelSettings:
 class OptimizationSettings:
     """How it is trained. Defaults are the published ones but for precision, which depends on the device.
 
-    batch_size: samples (clips) a device and step; accumulation: batches before an update. projector_learning_rate:
-    another rate for projector and position table, which start from nothing (None: the same).
-    save_steps: updates between two resumable states, of which the newest `keep_states` are kept.
+    batch_size: samples (clips) a device and step; accumulation: batches before an update.
+    projector_learning_rate: another rate for projector and position table, which start from nothing (None:
+    the same). save_steps: updates between two resumable states, of which the newest `keep_states` are kept.
     """
 
     epochs: float = 15
@@ -83,10 +85,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How text is written (published: temperature 0.1; penalty 1.0 for labels, 1.1 for narrations; 100 new tokens).
+    """How text is written (published: temperature 0.1; penalty 1.0 for labels, 1.1 for narrations; 100 new
+    tokens).
 
-    greedy: always the likeliest token. attempts: how often a narration outside its length range is written again
-    (sampled at `retry_temperature`) before the nearest one is taken; 1 only asks for the length in the prompt.
+    greedy: always the likeliest token. attempts: how often a narration outside its length range is written
+    again (sampled at `retry_temperature`) before the nearest one is taken; 1 only asks for the length in the
+    prompt.
     """
 
     greedy: bool = True

@@ -16,7 +16,12 @@ from videonarrator.visual_memory import video_clip_tokens
 
 
 def annotated_tasks(
-    video: Video, frames: Sequence[Tensor], threshold: float, *, offered_label: bool = False, language: str = "zh"
+    video: Video,
+    frames: Sequence[Tensor],
+    threshold: float,
+    *,
+    offered_label: bool = False,
+    language: str = "zh",
 ) -> list[ClipTask]:
     """Tasks for an annotated video: clips with text and frames, length ranges around the references.
 
@@ -65,7 +70,9 @@ def _tasks(
     positions = clip_positions([clip.duration for clip in clips], kept)
     return [
         ClipTask(index, low, high, tokens, position, label)
-        for index, (low, high), tokens, position, label in zip(kept, ranges, visual, positions, labels, strict=True)
+        for index, (low, high), tokens, position, label in zip(
+            kept, ranges, visual, positions, labels, strict=True
+        )
     ]
 
 
@@ -82,7 +89,9 @@ def script_of(
         lines.append(ScriptLine(*line))
     done = {line.clip for line in lines}
     skipped = {
-        index: "no frames, or no reference narration" if index not in asked else "over the limit of clips a video"
+        index: "no frames, or no reference narration"
+        if index not in asked
+        else "over the limit of clips a video"
         for index in range(len(video.clips))
         if index not in done
     }

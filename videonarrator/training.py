@@ -149,7 +149,10 @@ class NarratorTrainer(Trainer):
             return super().create_optimizer(model)
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         groups = [
-            {"params": [p for n, p in trained if not n.startswith("projector.")], "lr": self.args.learning_rate},
+            {
+                "params": [p for n, p in trained if not n.startswith("projector.")],
+                "lr": self.args.learning_rate,
+            },
             {"params": [p for n, p in trained if n.startswith("projector.")], "lr": self.projector_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay)
@@ -166,14 +169,18 @@ class NarratorTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        trained = {
+            n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad
+        }
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         tensors = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if set(own) != set(tensors):
-            raise NarratorError(f"{resume_from_checkpoint} is a state of another model: remove it to start anew")
+            raise NarratorError(
+                f"{resume_from_checkpoint} is a state of another model: remove it to start anew"
+            )
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
@@ -203,7 +210,9 @@ def _claim(output: Path, config: TrainConfig, samples: Any, features: Mapping[st
     record, settings = output / "run.json", output / "config.yaml"
     import hashlib
 
-    digest = hashlib.sha256(json.dumps(list(samples), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps(list(samples), ensure_ascii=False, sort_keys=True).encode()
+    ).hexdigest()
     mine = {"settings": repr(config), "samples": digest, "features": dict(features)}
     try:
         if record.is_file():

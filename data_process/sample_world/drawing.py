@@ -1,4 +1,4 @@
-"""Draws a scene of the sample world as a still: place or backdrop, product, and the sign of its script label."""
+"""Draws a scene of the sample world as a still: place or backdrop, product, sign of its script label."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ DIGITS = {
 
 
 def draw_scene(scene: Scene, progress: float, seed: int = 0) -> Image.Image:
-    """One still of a scene, 320 x 240 RGB. progress: 0..1 through the clip; seed: small shifts of what stands where."""
+    """One still of a scene, 320 x 240 RGB. progress: 0..1 through the clip; seed: small shifts of what stands
+    where.
+    """
     jitter = random.Random(seed)
     image = _background(scene.kind, scene.place).copy()
     d = ImageDraw.Draw(image)
@@ -90,17 +92,23 @@ def _background(kind: str, place: str) -> Image.Image:
     return image
 
 
-def _paste(image: Image.Image, scene: Scene, x: int, y: int, size: int, angle: int = 0, grey: bool = False) -> None:
+def _paste(
+    image: Image.Image, scene: Scene, x: int, y: int, size: int, angle: int = 0, grey: bool = False
+) -> None:
     colour = (150, 150, 150) if grey else COLOURS[scene.colour]
     picture = product_image(scene.product, colour, size, angle)
     image.paste(picture, (x - size // 2, y - size // 2), picture)
 
 
-def _hero(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _hero(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     _paste(image, scene, 176 + dx, 120 + dy, 168 + int(10 * progress))
 
 
-def _problem(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _problem(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     d.ellipse((180 + dx, 40, 300 + dx, 110), fill=(66, 70, 80))
     for x in range(196, 290, 18):
         d.line((x + dx, 116, x - 8 + dx, 150), fill=(70, 90, 140), width=4)
@@ -110,7 +118,9 @@ def _problem(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress:
     d.arc((68, 146 + dy, 122, 186 + dy), 200, 340, fill=OUTLINE, width=5)
 
 
-def _price(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _price(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     _paste(image, scene, 74 + dx // 2, 118 + dy, 110)
     x, y = 136 + dx // 2, 62 + dy
     d.polygon([(x, y + 58), (x + 30, y), (x + 174, y), (x + 174, y + 116), (x + 30, y + 116)],
@@ -123,7 +133,9 @@ def _price(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: f
                     d.rectangle((left, top, left + 10, top + 10), fill=(200, 20, 20))
 
 
-def _display(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _display(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     d.rectangle((0, 176, WIDTH, HEIGHT), fill=(250, 250, 250), outline=(90, 90, 90), width=4)
     number = COUNTS.get(scene.count, 1)
     size = {1: 120, 2: 110, 3: 92, 4: 78}[number]
@@ -131,7 +143,9 @@ def _display(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress:
         _paste(image, scene, int(WIDTH * (item + 0.5) / number) + dx // 2, 182 - size // 2, size)
 
 
-def _closeup(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _closeup(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     r, g, b = COLOURS[scene.colour]
     d.ellipse((30 + dx, -10 + dy, 290 + dx, 250 + dy), fill=(r, g, b), outline=OUTLINE, width=6)
     line = (min(r + 60, 255), min(g + 60, 255), min(b + 60, 255))
@@ -163,18 +177,24 @@ def _use(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: flo
         d.rounded_rectangle((200, top, 246, top + 13), 6, fill=skin, outline=OUTLINE, width=2)
 
 
-def _effect(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _effect(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     _paste(image, scene, 100 + dx, 130 + dy, 120)
     for step, height in enumerate((40, 80, 130)):
-        d.rectangle((190 + 40 * step, 210 - height, 220 + 40 * step, 210), fill=(70, 180, 110), outline=OUTLINE)
+        d.rectangle(
+            (190 + 40 * step, 210 - height, 220 + 40 * step, 210), fill=(70, 180, 110), outline=OUTLINE
+        )
     _sparkles(d, 190, 60 + dy, 30)
 
 
-def _quality(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _quality(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     _paste(image, scene, 90 + dx, 124 + dy, 116)
     x, y = 226, 120 + dy
-    d.polygon([(x - 60, y - 70), (x + 60, y - 70), (x + 60, y), (x, y + 80), (x - 60, y)], fill=(50, 110, 190),
-              outline=OUTLINE, width=4)  # fmt: skip
+    shield = [(x - 60, y - 70), (x + 60, y - 70), (x + 60, y), (x, y + 80), (x - 60, y)]
+    d.polygon(shield, fill=(50, 110, 190), outline=OUTLINE, width=4)
     d.line((x - 30, y - 8, x - 6, y + 20), fill=(255, 255, 255), width=12)
     d.line((x - 6, y + 20, x + 34, y - 38), fill=(255, 255, 255), width=12)
 
@@ -186,16 +206,23 @@ def _lab(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: flo
     d.line((x + 54, y + 54, x + 116, y + 116), fill=(110, 70, 40), width=20)
 
 
-def _badge(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _badge(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     d.rectangle((50 + dx, 24, 270 + dx, 216), fill=(255, 255, 255), outline=(190, 150, 60), width=8)
     for row in range(3):
         d.rectangle((80 + dx, 52 + 24 * row, 240 + dx - 40 * (row % 2), 60 + 24 * row), fill=(170, 170, 170))
-    d.polygon([(196 + dx, 160), (182 + dx, 214), (206 + dx, 200), (232 + dx, 214), (222 + dx, 160)], fill=(200, 30, 40))
+    d.polygon(
+        [(196 + dx, 160), (182 + dx, 214), (206 + dx, 200), (232 + dx, 214), (222 + dx, 160)],
+        fill=(200, 30, 40),
+    )
     d.polygon(star_points(208 + dx, 156, 42, 12, 0.8), fill=(210, 40, 50), outline=OUTLINE)
     d.ellipse((188 + dx, 136, 228 + dx, 176), fill=(250, 220, 120))
 
 
-def _factory(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _factory(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     for x, y, r in ((80 + dx, 80, 46), (190 + dx, 66, 34), (262 + dx, 98, 28)):
         d.polygon(star_points(x, y, r, 10, 0.78), fill=(90, 90, 96), outline=OUTLINE)
         d.ellipse((x - r // 3, y - r // 3, x + r // 3, y + r // 3), fill=(168, 160, 150))
@@ -206,11 +233,15 @@ def _factory(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress:
         _paste(image, scene, x + int(20 * progress) + dx, 156, 64, grey=True)
 
 
-def _stars(image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int) -> None:
+def _stars(
+    image: Image.Image, d: ImageDraw.ImageDraw, scene: Scene, progress: float, dx: int, dy: int
+) -> None:
     for step in range(5):
         d.polygon(star_points(46 + 57 * step, 70 + dy, 26), fill=(255, 190, 20), outline=OUTLINE)
     for left, top, colour in ((30, 120, (255, 255, 255)), (120, 168, (180, 230, 170))):
-        d.rounded_rectangle((left + dx, top, left + 170 + dx, top + 38), 14, fill=colour, outline=OUTLINE, width=3)
+        d.rounded_rectangle(
+            (left + dx, top, left + 170 + dx, top + 38), 14, fill=colour, outline=OUTLINE, width=3
+        )
         d.rectangle((left + 20 + dx, top + 16, left + 140 + dx, top + 22), fill=(120, 120, 130))
 
 

@@ -26,7 +26,13 @@ COLOURS = {
 }  # fmt: skip
 COUNTS = {"两只": "two", "三只": "three", "四只": "four"}
 MOTIONS = {"旋转": "spin", "滑行": "slide", "弹跳": "bounce"}
-PLACES = {"海边": "by the sea", "草地": "on the grass", "雪地": "in the snow", "夜晚": "at night", "客厅": "at home"}
+PLACES = {
+    "海边": "by the sea",
+    "草地": "on the grass",
+    "雪地": "in the snow",
+    "夜晚": "at night",
+    "客厅": "at home",
+}
 GIFTS = {"星星": "star", "爱心": "heart", "蝴蝶结": "ribbon", "铃铛": "bell"}
 WORDS = {"colour": COLOURS, "count": COUNTS, "motion": MOTIONS, "place": PLACES, "gift": GIFTS}
 
@@ -46,7 +52,8 @@ SENTENCES = {
 }
 GIFT_SENTENCE = "The {gift} from the start comes with it."
 MORE = [
-    "You will wonder how you managed without it.", "It simply works.", "Your friends will ask where you got it.",
+    "You will wonder how you managed without it.", "It simply works.",
+    "Your friends will ask where you got it.",
     "A small thing that changes the day.", "Order now while it lasts.", "It feels right in the hand.",
     "Nothing to learn, nothing to break.", "A present nobody returns.",
 ]  # fmt: skip
@@ -68,8 +75,18 @@ def _story(rng: random.Random, pair: tuple[str, str], video_id: str) -> SampleVi
     known: set[str] = set()
     for scene, seconds in zip(scenes, scene_durations(rng, scenes), strict=True):
         seen = {name: WORDS[name][value] for name, value in scene.shown().items() if name in WORDS}
-        words = {"n": noun, "m": material, "e": effect, "q": quality, "p": problem, "price": scene.price, **seen}
-        usable = [s for s in SENTENCES[scene.kind] if all(f"{{{name}}}" not in s or name in words for name in WORDS)]
+        words = {
+            "n": noun,
+            "m": material,
+            "e": effect,
+            "q": quality,
+            "p": problem,
+            "price": scene.price,
+            **seen,
+        }
+        usable = [
+            s for s in SENTENCES[scene.kind] if all(f"{{{name}}}" not in s or name in words for name in WORDS)
+        ]
         text, wanted = _write(rng, scene, words, usable or [MORE[0]], gift, WORDS_A_SECOND * seconds, known)
         known.update(wanted)
         clips.append(Clip(start, start + seconds, scene.label, text))
@@ -77,11 +94,19 @@ def _story(rng: random.Random, pair: tuple[str, str], video_id: str) -> SampleVi
         start += seconds
         gift = gift or GIFTS.get(scene.gift, "")
     name = f"{rng.choice(['Harbour', 'Pine', 'Everyday'])} {noun}"
-    return SampleVideo(Video(video_id, Product(name, info), tuple(clips), type=kind), tuple(scenes), tuple(named))
+    return SampleVideo(
+        Video(video_id, Product(name, info), tuple(clips), type=kind), tuple(scenes), tuple(named)
+    )
 
 
 def _write(
-    rng: random.Random, scene: Scene, words: dict[str, str], usable: list[str], gift: str, limit: float, known: set[str]
+    rng: random.Random,
+    scene: Scene,
+    words: dict[str, str],
+    usable: list[str],
+    gift: str,
+    limit: float,
+    known: set[str],
 ) -> tuple[str, dict[str, str]]:
     first = rng.choice(usable)
     sentences = [first.format(**words)]

@@ -52,7 +52,9 @@ def _lamp(d: ImageDraw.ImageDraw, c: Colour) -> None:
 
 
 def _shoe(d: ImageDraw.ImageDraw, c: Colour) -> None:
-    d.polygon([(12, 40), (44, 40), (64, 62), (108, 74), (112, 92), (12, 92)], fill=c, outline=OUTLINE, width=2)
+    d.polygon(
+        [(12, 40), (44, 40), (64, 62), (108, 74), (112, 92), (12, 92)], fill=c, outline=OUTLINE, width=2
+    )
     d.rounded_rectangle((8, 90, 114, 102), 5, fill=(245, 245, 245), outline=OUTLINE, width=2)
     for x in (48, 57, 66):
         d.line((x, 52 + (x - 48) // 2, x + 8, 46 + (x - 48) // 2), fill=(245, 245, 245), width=3)
@@ -118,7 +120,9 @@ def product_image(kind: str, colour: Colour, size: int, angle: int = 0) -> Image
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def star_points(x: float, y: float, radius: float, tips: int = 5, inner: float = 0.42) -> list[tuple[float, float]]:
+def star_points(
+    x: float, y: float, radius: float, tips: int = 5, inner: float = 0.42
+) -> list[tuple[float, float]]:
     """Corner points of a star with its first tip upwards."""
     points = []
     for step in range(2 * tips):

@@ -1,7 +1,8 @@
-"""Renders the sample data set's videos from its scene descriptions: H.264 through PyAV, no ffmpeg program needed.
+"""Renders the sample data set's videos from its scene descriptions: H.264 through PyAV, no ffmpeg program
+needed.
 
-The same scenes give the same pixels every time: what moves depends on the clip's progress, what jitters on a seed
-made from the video's id.
+The same scenes give the same pixels every time: what moves depends on the clip's progress, what jitters on a
+seed made from the video's id.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a scene of the sample world can show, and the words that name it.
 
 Everything a narration must *see* to say is here: colour, count, motion, price, place, and a gift shown in an
-earlier clip. None of these words ever stands among a product's facts. Each scene kind is the visible cue of one
-script label.
+earlier clip. None of these words ever stands among a product's facts. Each scene kind is the visible cue of
+one script label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Writes the sample videos' stories: products with facts, scenes, and a narration as long as each clip asks for.
+"""Writes the sample videos' stories: products with facts, scenes, and a narration as long as each clip asks
+for.
 
-A narration is put together from the clauses of phrases.py until it has about six characters for every second of its
-clip. What a clip names for the first time in its video (colour, count, motion, price, place, an earlier clip's gift)
-is kept beside it: that is what grounding is measured on.
+A narration is put together from the clauses of phrases.py until it has about six characters for every second
+of its clip. What a clip names for the first time in its video (colour, count, motion, price, place, an
+earlier clip's gift) is kept beside it: that is what grounding is measured on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ NUMBER_OF_VIDEOS = 60
 
 
 def _pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Product x colour pairs of the training and of the held-out videos: each product and colour is in both."""
+    """Product x colour pairs of the training and of the held-out videos; both have all products and
+    colours.
+    """
     kinds, colours = list(KINDS), list(COLOURS)
     held_out = [(kind, colours[(3 * place + 1) % 8]) for place, kind in enumerate(kinds)]
     held_out += [(kinds[2], colours[4]), (kinds[7], colours[1])]
@@ -32,12 +35,16 @@ def _pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 
 TRAINING_PAIRS, _held_out = _pairs()
 HELD_OUT = frozenset(_held_out)
-"""Product x colour pairs that only held-out videos show: neither training nor the small models ever see them."""
+"""Product x colour pairs that only held-out videos show: neither training nor the small models ever see
+them.
+"""
 
 
 @dataclass(frozen=True)
 class SampleVideo:
-    """A video of the sample world: the annotated facts, one scene a clip, and what each narration names first."""
+    """A video of the sample world: the annotated facts, one scene a clip, and what each narration names
+    first.
+    """
 
     video: Video
     scenes: tuple[Scene, ...]
@@ -48,7 +55,8 @@ def sample_videos() -> tuple[list[SampleVideo], list[str]]:
     """The sixty Chinese videos and the ids of the twelve held-out ones; the same on every call."""
     pairs = [*TRAINING_PAIRS, *_held_out]
     videos = [
-        make_story(random.Random(1000 + number), pair, f"sample{number + 1:02d}") for number, pair in enumerate(pairs)
+        make_story(random.Random(1000 + number), pair, f"sample{number + 1:02d}")
+        for number, pair in enumerate(pairs)
     ]
     return videos, [sample.video.id for sample in videos[len(TRAINING_PAIRS) :]]
 
@@ -73,13 +81,17 @@ def make_story(
     gift = ""
     for scene, duration in zip(scenes, durations, strict=True):
         wanted = _to_name(rng, scene, seen_before, gift)
-        text = _write(rng, scene, kind, facts, wanted, int(CHARACTERS_A_SECOND * duration) - rng.randint(0, 2))
+        text = _write(
+            rng, scene, kind, facts, wanted, int(CHARACTERS_A_SECOND * duration) - rng.randint(0, 2)
+        )
         clips.append(Clip(start, start + duration, scene.label, text))
         named.append(wanted)
         seen_before.update(wanted)
         start += duration
         gift = gift or scene.gift
-    return SampleVideo(Video(video_id, Product(name, info), tuple(clips), type=kind), tuple(scenes), tuple(named))
+    return SampleVideo(
+        Video(video_id, Product(name, info), tuple(clips), type=kind), tuple(scenes), tuple(named)
+    )
 
 
 def scene_plan(rng: random.Random, kind: str, colour: str) -> list[Scene]:
@@ -141,7 +153,12 @@ def _to_name(rng: random.Random, scene: Scene, named: set[str], gift: str) -> di
 
 
 def _write(
-    rng: random.Random, scene: Scene, kind: str, facts: dict[str, list[str]], wanted: dict[str, str], length: int
+    rng: random.Random,
+    scene: Scene,
+    kind: str,
+    facts: dict[str, list[str]],
+    wanted: dict[str, str],
+    length: int,
 ) -> str:
     """The narration whose length comes nearest to `length` characters, of sixty tries."""
     words = {slot: values[0] for slot, values in facts.items()}

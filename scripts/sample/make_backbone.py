@@ -1,8 +1,10 @@
-"""Makes data/sample/models/backbone: a tokenizer and a small base language model with Baichuan's architecture.
+"""Makes data/sample/models/backbone: a tokenizer and a small base language model with Baichuan's
+architecture.
 
-It learns from text alone: stories of the sample world, told by the same clauses, in which the scene line holds words
-in place of visual tokens. It is to the sample data what a pretrained language model is to real videos: it can read
-and write, and has never seen a picture. No story has a product x colour pair of the held-out videos.
+It learns from text alone: stories of the sample world, told by the same clauses, in which the scene line
+holds words in place of visual tokens. It is to the sample data what a pretrained language model is to real
+videos: it can read and write, and has never seen a picture. No story has a product x colour pair of the
+held-out videos.
 
     python scripts/sample/make_backbone.py [--steps N] [--out data/sample/models/backbone]
 """
@@ -35,7 +37,8 @@ from videonarrator.prompt import Segment, Template, sample_segments, story_of
 VOCABULARY = 1400
 CAPTION_WORDS = {
     "hero": "主角", "problem": "烦恼", "price": "价签", "display": "陈列", "closeup": "特写", "use": "动手",
-    "effect": "效果", "quality": "盾牌", "lab": "放大镜", "badge": "证书", "factory": "流水线", "stars": "评分",
+    "effect": "效果", "quality": "盾牌", "lab": "放大镜", "badge": "证书", "factory": "流水线",
+    "stars": "评分",
 }  # fmt: skip
 HISTORY_WEIGHT = 0.3
 
@@ -54,7 +57,9 @@ def scene_words(scene: Scene) -> list[str]:
 
 
 def caption(scenes: tuple[Scene, ...], index: int, rng: random.Random) -> str:
-    """Words for a clip's slot: some of what came before (its memory), then the clip's own, repeated and mixed."""
+    """Words for a clip's slot: some of what came before (its memory), then the clip's own, repeated and
+    mixed.
+    """
     earlier = [word for scene in scenes[:index] for word in scene_words(scene)]
     memory = rng.choices(earlier, k=rng.randint(6, 14)) if earlier else []
     gift = [scene.gift for scene in scenes[:index] if scene.gift]
@@ -80,7 +85,9 @@ def samples(
         elif segment.target:
             weighted.append((segment, 1.0))
         else:  # earlier labels and narrations end in a line break and do not begin a clip
-            answer = segment.text.endswith("\n") and not segment.text.startswith(("镜头", template.instruction))
+            answer = segment.text.endswith("\n") and not segment.text.startswith(
+                ("镜头", template.instruction)
+            )
             weighted.append((segment, HISTORY_WEIGHT if answer else 0.0))
     return weighted
 
@@ -135,7 +142,9 @@ def loss_of(model: BaichuanForCausalLM, ids: torch.Tensor, weights: torch.Tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--stories", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=16)
@@ -154,7 +163,9 @@ def main() -> None:
 
     def encoded(sample: SampleVideo) -> list[tuple[list[int], float]]:
         index = rng.randrange(len(sample.scenes))
-        return [(encode_text(s.text, tokenizer), weight) for s, weight in samples(sample, index, template, rng)]
+        return [
+            (encode_text(s.text, tokenizer), weight) for s, weight in samples(sample, index, template, rng)
+        ]
 
     pool = sorted((encoded(sample) for sample in check), key=lambda parts: sum(len(ids) for ids, _ in parts))
     checks = [batch_of(pool[start : start + 20], 1) for start in range(0, len(pool), 20)]
@@ -167,7 +178,9 @@ def main() -> None:
             waiting = [batch_of(pool[i : i + options.batch], 1) for i in range(0, len(pool), options.batch)]
             rng.shuffle(waiting)
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * min(1, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
+            group["lr"] = (
+                options.rate * min(1, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
+            )
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, *waiting.pop())
         optimizer.zero_grad()
@@ -179,7 +192,9 @@ def main() -> None:
             shown = time.monotonic()
             with torch.no_grad():
                 found = sum(loss_of(model, *batch).item() for batch in checks) / len(checks)
-            print(f"{share:4.0%} step {step} loss {loss.item():.3f}, on other stories {found:.4f}", flush=True)
+            print(
+                f"{share:4.0%} step {step} loss {loss.item():.3f}, on other stories {found:.4f}", flush=True
+            )
     model.eval().save_pretrained(options.out)
 
 

@@ -1,6 +1,6 @@
 """Writes data/sample: annotations, scene descriptions and split lists, Chinese and English.
 
-    python scripts/sample/make_data.py [--out data/sample]
+python scripts/sample/make_data.py [--out data/sample]
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from data_process.sample_world.stories import SampleVideo, sample_videos
 
 def write_scenes(samples: list[SampleVideo], path: Path) -> None:
     described = {
-        f"{sample.video.id}.mp4": {"scenes": [scene.to_json() for scene in sample.scenes], "named": list(sample.named)}
+        f"{sample.video.id}.mp4": {
+            "scenes": [scene.to_json() for scene in sample.scenes],
+            "named": list(sample.named),
+        }
         for sample in samples
     }
     path.write_text(json.dumps(described, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("data/sample"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

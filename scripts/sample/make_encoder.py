@@ -1,8 +1,9 @@
 """Makes data/sample/models/blip2: a small BLIP-2 (vision model and Q-Former) that can see the sample world.
 
-Its features are useful because every query is given one thing to look for: queries are dealt out over the attributes
-of a scene, and a linear reading of an attribute's queries has to name its value, also from a mixture of two frames
-(as the memory of earlier clips is one). Product x colour pairs of the held-out videos are never shown.
+Its features are useful because every query is given one thing to look for: queries are dealt out over the
+attributes of a scene, and a linear reading of an attribute's queries has to name its value, also from a
+mixture of two frames (as the memory of earlier clips is one). Product x colour pairs of the held-out videos
+are never shown.
 
     python scripts/sample/make_encoder.py [--steps N] [--out data/sample/models/blip2]
 """
@@ -137,18 +138,24 @@ def mixture_loss(tokens: torch.Tensor, labels: torch.Tensor, readings: Readings)
 
 
 @torch.no_grad()
-def accuracy(encoder: FrameEncoder, readings: Readings, stills: np.ndarray, labels: torch.Tensor) -> dict[str, float]:
+def accuracy(
+    encoder: FrameEncoder, readings: Readings, stills: np.ndarray, labels: torch.Tensor
+) -> dict[str, float]:
     encoder.eval()
     logits = [readings(encoder(pixels(stills[i : i + 64])).float()) for i in range(0, len(stills), 64)]
     encoder.train()
     return {
-        name: round(float((torch.cat([batch[q] for batch in logits]).argmax(1) == labels[:, q]).float().mean()), 4)
+        name: round(
+            float((torch.cat([batch[q] for batch in logits]).argmax(1) == labels[:, q]).float().mean()), 4
+        )
         for q, name in enumerate(QUESTIONS)
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--stills", type=int, default=14000)
     parser.add_argument("--out", type=Path, default=Path("data/sample/models/blip2"))

@@ -42,7 +42,9 @@ def cut(
     videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for <video>.json and <video>.csv")],
     detector: Annotated[str, typer.Option(help="adaptive or content")] = "adaptive",
-    threshold: Annotated[float | None, typer.Option(help="the detector's threshold (default: its own)")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="the detector's threshold (default: its own)")
+    ] = None,
     min_seconds: Annotated[float, typer.Option(help="shorter shots are merged into a neighbour")] = 1.0,
     max_seconds: Annotated[float, typer.Option(help="longer shots are split evenly")] = 15.0,
 ) -> None:
@@ -73,8 +75,12 @@ def prepare(
     test_ids: Annotated[Path, typer.Option(help="ids of the held-out videos, one a line")],
     features: Annotated[Path, typer.Option(help="feature store that `extract` wrote")],
     out: Annotated[Path, typer.Option(help="folder for clip tensors and sample lists")],
-    template: Annotated[str, typer.Option(help="prompt template: a name in configs/prompts, or a file")] = "zh",
-    threshold: Annotated[float, typer.Option(help="neighbouring frames this alike are one", min=-1, max=1)] = 0.9,
+    template: Annotated[
+        str, typer.Option(help="prompt template: a name in configs/prompts, or a file")
+    ] = "zh",
+    threshold: Annotated[
+        float, typer.Option(help="neighbouring frames this alike are one", min=-1, max=1)
+    ] = 0.9,
 ) -> None:
     """Clip tensors (compression and memory), splits and sample lists from annotations and features."""
     from videonarrator.cli import data
@@ -100,7 +106,9 @@ def infer(
     features: Annotated[Path, typer.Option(help="feature store that `extract` wrote")],
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder that `train` wrote")],
     out: Annotated[Path, typer.Option(help="folder for output.json and the scripts")],
-    offered_label: Annotated[bool, typer.Option(help="give the annotated labels instead of generating")] = False,
+    offered_label: Annotated[
+        bool, typer.Option(help="give the annotated labels instead of generating")
+    ] = False,
     config: Annotated[str | None, typer.Option(help="YAML file with decoding settings")] = None,
     backbone: Backbone = None,
     device: Device = "cpu",
@@ -122,7 +130,9 @@ def narrate(
     product: Annotated[Path, typer.Option(help="YAML file: name and info of the product")],
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder that `train` wrote")],
     out: Annotated[Path, typer.Option(help="folder for script.json and script.md")],
-    cuts: Annotated[Path | None, typer.Option(help="your own cut list (JSON or CSV) instead of detection")] = None,
+    cuts: Annotated[
+        Path | None, typer.Option(help="your own cut list (JSON or CSV) instead of detection")
+    ] = None,
     storyline: Annotated[Path | None, typer.Option(help="your own script labels, one a line")] = None,
     rate: Annotated[float | None, typer.Option(help="characters (words) a second; default 6 (2.5)")] = None,
     encoder: Annotated[str | None, typer.Option(help="the BLIP-2 of the checkpoint, if it was moved")] = None,
@@ -145,7 +155,9 @@ def narrate(
 def sample_render(
     out: Annotated[Path, typer.Option(help="folder for the videos")],
     data: Annotated[Path, typer.Option(help="the sample data set's folder")] = Path("data/sample"),
-    english: Annotated[bool, typer.Option(help="the twelve English videos instead of the sixty Chinese")] = False,
+    english: Annotated[
+        bool, typer.Option(help="the twelve English videos instead of the sixty Chinese")
+    ] = False,
 ) -> None:
     """Render the sample data set's videos from their scene descriptions."""
     from videonarrator.cli import data as data_verbs

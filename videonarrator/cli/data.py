@@ -23,7 +23,12 @@ from videonarrator.schema import NarratorError
 
 
 def cut(
-    videos: list[Path], out: Path, detector: str, threshold: float | None, min_seconds: float, max_seconds: float
+    videos: list[Path],
+    out: Path,
+    detector: str,
+    threshold: float | None,
+    min_seconds: float,
+    max_seconds: float,
 ) -> None:
     if detector not in ("adaptive", "content"):
         raise NarratorError(f"unknown detector {detector!r}: adaptive or content")
@@ -63,9 +68,7 @@ def extract(
 ) -> None:
     place, dtype = device_and_dtype(device, precision)
     found = find_videos(videos)
-    failed = extract_features(
-        found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say
-    )
+    failed = extract_features(found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say)
     _finish({"out": str(out), "videos": len(found), "failed": failed})
 
 
@@ -78,7 +81,7 @@ def prepare(
     store = FeatureStore.open(features)
     summary = prepare_lists(videos, held_out, store, out, wording, threshold)
     missing = summary["videos_left_out"]["no features"]
-    failed = {video_id: f"no features in {features}" for video_id in missing}
+    failed = dict.fromkeys(missing, f"no features in {features}")
     for video_id in missing:
         say(f"left out: video {video_id} has no features in {features}")
     _finish({"out": str(out), "samples": summary["samples"], "failed": failed})

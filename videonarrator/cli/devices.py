@@ -18,7 +18,9 @@ def device_and_dtype(device: str, precision: str) -> tuple[str, torch.dtype]:
     except RuntimeError:
         raise NarratorError(f"unknown device {device!r}: cpu, cuda, cuda:1, mps") from None
     if kind.type == "cuda" and not torch.cuda.is_available():
-        raise NarratorError("no CUDA device here (torch sees none): leave out --device, or install torch for CUDA")
+        raise NarratorError(
+            "no CUDA device here (torch sees none): leave out --device, or install torch for CUDA"
+        )
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise NarratorError(f"no device {device}: there are {torch.cuda.device_count()} CUDA devices")
     return device, DTYPES[precision]

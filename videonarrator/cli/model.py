@@ -25,7 +25,9 @@ def train(config: str, overrides: list[str]) -> None:
     settings = load_config(TrainConfig, config, overrides)
     samples = read_json(Path(settings.data.samples))
     if not isinstance(samples, list):
-        raise NarratorError(f"{settings.data.samples} is no sample list: expected the JSON array train_shots.json")
+        raise NarratorError(
+            f"{settings.data.samples} is no sample list: expected the JSON array train_shots.json"
+        )
     store = ClipStore.open(settings.data.clips)
     from videonarrator.training import train as run
 
@@ -84,7 +86,13 @@ def infer(
     target = out / ("output_label.json" if offered_label else "output.json")
     write_json(target, output)
     skipped = {v: done[v]["skipped"] for v in done if done[v]["skipped"]}
-    result = {"output": str(target), "videos": len(wanted), "clips": len(output), "skipped": skipped, "failed": failed}
+    result = {
+        "output": str(target),
+        "videos": len(wanted),
+        "clips": len(output),
+        "skipped": skipped,
+        "failed": failed,
+    }
     print(json.dumps(result, ensure_ascii=False))
     if failed:
         raise typer.Exit(PARTLY)

@@ -45,7 +45,9 @@ def narrate(
     clips = read_cuts(cuts, info.duration_s) if cuts else None
     labels = read_storyline(_text_of(storyline)) if storyline else None
     if clips and labels and len(clips) != len(labels):
-        raise NarratorError(f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip")
+        raise NarratorError(
+            f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip"
+        )
     _check_writable(out)
     from data_process.extract import feature_settings, video_features
     from data_process.qformer import load_encoder
@@ -94,7 +96,9 @@ def _clip_frames(numbers: list[int], features: Any, clip: Clip) -> Any:
 def _encoder_of(described: dict[str, Any], checkpoint: Path) -> str:
     source = described.get("encoder")
     if not source:
-        raise NarratorError(f"checkpoint {checkpoint} does not say what encoder it was trained with: give --encoder")
+        raise NarratorError(
+            f"checkpoint {checkpoint} does not say what encoder it was trained with: give --encoder"
+        )
     return source
 
 

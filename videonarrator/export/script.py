@@ -28,11 +28,15 @@ def write_script(script: Script, folder: Path) -> tuple[Path, Path]:
     inside = sum(line.in_range for line in script.lines)
     notes = [f"{inside} of {len(script.lines)} narrations are inside their length range."]
     notes += [f"Clip {index + 1} has no narration: {reason}." for index, reason in script.skipped.items()]
-    text = "\n\n".join([f"# {script.product.name}", f"Video: {script.video_id}", script_table(script), *notes])
+    text = "\n\n".join(
+        [f"# {script.product.name}", f"Video: {script.video_id}", script_table(script), *notes]
+    )
     paths = folder / "script.json", folder / "script.md"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(paths, (json.dumps(described, ensure_ascii=False, indent=1), text), strict=True):
+        for path, content in zip(
+            paths, (json.dumps(described, ensure_ascii=False, indent=1), text), strict=True
+        ):
             partial = path.with_name(path.name + ".partial")
             partial.write_text(content + "\n", "utf-8")
             os.replace(partial, path)

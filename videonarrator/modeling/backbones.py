@@ -48,7 +48,9 @@ class FusedAttention(LlamaAttention):
         assert position_embeddings is not None
         batch, length, _ = hidden_states.shape
         packed = self.W_pack(hidden_states).view(batch, length, 3, -1, self.head_dim)
-        query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))  # [batch, heads, tokens, head_dim]
+        query, key, value = (
+            part.transpose(1, 2) for part in packed.unbind(2)
+        )  # [batch, heads, tokens, head_dim]
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

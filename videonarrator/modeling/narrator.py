@@ -20,7 +20,9 @@ class Narrator(nn.Module):
     patch_id: id of the token whose embedding is replaced by a projected visual token, in order.
     """
 
-    accepts_loss_kwargs = True  # the Trainer then hands over the number of supervised tokens of the whole step
+    accepts_loss_kwargs = (
+        True  # the Trainer then hands over the number of supervised tokens of the whole step
+    )
 
     def __init__(self, language_model: Any, projector: VisualProjector, patch_id: int) -> None:
         super().__init__()
@@ -46,7 +48,9 @@ class Narrator(nn.Module):
         embeddings = self.base.get_input_embeddings()(input_ids)
         slots = input_ids == self.patch_id
         if int(slots.sum()) != len(visual):
-            raise ValueError(f"{int(slots.sum())} visual slots in the text, {len(visual)} visual tokens given")
+            raise ValueError(
+                f"{int(slots.sum())} visual slots in the text, {len(visual)} visual tokens given"
+            )
         if len(visual) == 0:
             return embeddings
         projected = self.projector(visual, positions).to(embeddings.dtype)
