@@ -43,7 +43,7 @@ def save_tiny_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny_tokenizer(folder: Path, texts: Iterable[str], pieces: int = 600) -> LlamaTokenizer:
+def save_tiny_tokenizer(folder: Path, texts: Iterable[str], pieces: int = 800) -> LlamaTokenizer:
     """A tokenizer of Baichuan's kind (SentencePiece BPE, byte fallback, the line break a piece), learnt from `texts`."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.txt"
@@ -51,7 +51,7 @@ def save_tiny_tokenizer(folder: Path, texts: Iterable[str], pieces: int = 600) -
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=pieces,
         byte_fallback=True, split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
-        normalization_rule_name="identity", character_coverage=0.9, user_defined_symbols=["\n"],
+        normalization_rule_name="identity", character_coverage=1.0, user_defined_symbols=["\n"],
         max_sentencepiece_length=2, num_threads=1, minloglevel=2, hard_vocab_limit=False,
     )  # fmt: skip
     corpus.unlink()
