@@ -4,7 +4,7 @@ video.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_process.feature_store import FeatureStore
+from data_process.feature_store import MANIFEST, FeatureStore
 from data_process.frames import iter_frames, probe
 from data_process.qformer import FrameEncoder, encoder_fingerprint, load_encoder
 from videonarrator.schema import NarratorError
-
-VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".flv", ".ts")
-
-
-def find_videos(given: Iterable[str | Path]) -> list[Path]:
-    """Video files from files and folders, in order; two of one name (the id) are an error."""
-    found: list[Path] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_ENDINGS)
-            if not inside:
-                raise NarratorError(f"{path} holds no video (looked for {', '.join(VIDEO_ENDINGS)})")
-            found += inside
-        else:
-            found.append(path)
-    names: dict[str, Path] = {}
-    for path in found:
-        if path.stem in names:
-            raise NarratorError(
-                f"{names[path.stem]} and {path} would have the same id {path.stem!r}: rename one"
-            )
-        names[path.stem] = path
-    return found
 
 
 def feature_settings(source: str, encoder: FrameEncoder, dtype: torch.dtype) -> dict[str, Any]:
@@ -81,15 +58,18 @@ def extract(
     batch_size: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, str]:
-    """Features of `videos` into the store `out`; those that are there are kept. Returns failed video ->
-    reason.
+    """Features of `videos` into the store `out`. Returns failed video -> reason.
+
+    Features that are there, whole and not older than their video, are kept.
     """
+    if (out / MANIFEST).exists():
+        FeatureStore.open(out)  # another kind of folder is refused before the encoder is loaded
     encoder = load_encoder(source, device=device, dtype=dtype)
     store = FeatureStore.create(out, feature_settings(source, encoder, dtype))
     failed: dict[str, str] = {}
     for done, path in enumerate(videos, 1):
         try:
-            if not store.has(path.stem):
+            if not _is_stored(store, path):
                 store.write(path.stem, *video_features(encoder, path, batch_size))
         except NarratorError as error:
             failed[str(path)] = str(error)
@@ -97,3 +77,9 @@ def extract(
         if done % 10 == 0 or done == len(videos):
             say(f"features of {done - len(failed)}/{len(videos)} videos")
     return failed
+
+
+def _is_stored(store: FeatureStore, path: Path) -> bool:
+    if not path.is_file() or not store.has(path.stem):
+        return False
+    return store.file(path.stem).stat().st_mtime >= path.stat().st_mtime

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data_process.annotations import clip_file, image_file, once, write_split
+from data_process.annotations import SHOWN, clip_file, image_file, once, write_split
 from data_process.feature_store import ClipStore, FeatureStore, select_frames
 from data_process.files import write_json
 from videonarrator.length import range_for_reference
@@ -62,8 +62,9 @@ def prepare(
     test_ids: the videos of the test split; all others are for training. threshold: see
     `visual_memory.compress`. track: wraps the list of videos to show progress. Clip tensors that are there,
     made from the same features, clips and settings, are kept. A video without features is left out and
-    counted. Raises `NarratorError` where that is all of them, where an id of test_ids is unknown, or where
-    the template asks for labels that a clip lacks.
+    counted. Raises `NarratorError` where that is all of them, where an id of test_ids is unknown, where the
+    template asks for labels that a clip lacks, or where a clip reaches past its video's end (no list is
+    written then).
     """
     out = Path(out)
     _check(videos, test_ids, store, template)
@@ -71,11 +72,17 @@ def prepare(
     settings = {"threshold": threshold, "dtype": store.settings["dtype"], "width": store.settings["width"]}
     clip_store = ClipStore.create(out / CLIPS_FOLDER, settings | {"features": store.settings})
     stored = set(store.ids)
-    prepared = [
-        _prepare_video(video, store, clip_store, threshold)
-        for video in track(list(videos.values()))
-        if video.id in stored
-    ]
+    prepared: list[Prepared] = []
+    mistakes: list[str] = []
+    for video in track([video for video in videos.values() if video.id in stored]):
+        numbers, frames = store.read(video.id)
+        found = clips_past_end(video, numbers)
+        mistakes += found
+        if not found:
+            prepared.append(_prepare_video(video, numbers, frames, store, clip_store, threshold))
+    if mistakes:
+        more = [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+        raise NarratorError("\n  ".join(["clips past the end of their video:", *mistakes[:SHOWN], *more]))
     lists: dict[str, list[Any]] = {"training_data": []}
     for split in ("train", "test"):
         ids = [video_id for video_id in videos if (video_id in test) == (split == "test")]
@@ -94,6 +101,21 @@ def prepare(
     summary = _summary(videos, prepared, lists, clip_store, threshold)
     write_json(out / "prepare.json", summary)
     return summary
+
+
+def clips_past_end(video: Video, numbers: Tensor) -> list[str]:
+    """The clips that end more than a second after their video's last frame, one message each.
+
+    numbers: of the video's frames. Frame k is at second k-1, so that a video whose last frame is k lasts k
+    seconds at most. A frame that lacks inside a clip is no mistake here: published features lack single ones.
+    """
+    last = int(numbers[-1])
+    return [
+        f"video {video.id}, clip {number}, is {clip.start:g}-{clip.end:g} s, but by its features the video "
+        f"lasts at most {last} s: mend the clip's time, or extract the features from the right video"
+        for number, clip in enumerate(video.clips, 1)
+        if clip.end > last
+    ]
 
 
 def video_story(video: Video, kept: Sequence[int], template: Template) -> Story:
@@ -126,8 +148,14 @@ def _check(
         )
 
 
-def _prepare_video(video: Video, store: FeatureStore, clip_store: ClipStore, threshold: float) -> Prepared:
-    numbers, frames = store.read(video.id)
+def _prepare_video(
+    video: Video,
+    numbers: Tensor,
+    frames: Tensor,
+    store: FeatureStore,
+    clip_store: ClipStore,
+    threshold: float,
+) -> Prepared:
     left_out: dict[int, str] = {}
     missing_frames: dict[int, list[int]] = {}
     by_clip: list[Tensor | None] = []

@@ -24,12 +24,15 @@ def read_product(path: str | Path) -> Product:
         described: Any = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise NarratorError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(described, dict) or not described.get("name"):
+    if not isinstance(described, dict) or described.get("name") in (None, ""):
         raise _mistake(path, "it has no name")
     unknown = sorted(set(map(str, described)) - {"name", "info"})
     if unknown:
         raise _mistake(path, f"unknown field {unknown[0]!r}, there are name and info")
-    name, info = str(described["name"]).strip(), described.get("info") or ""
+    name, info = described["name"], described.get("info") or ""
+    if isinstance(name, dict | list | bool) or not str(name).strip():
+        raise _mistake(path, f"name is {name!r}, expected text")
+    name = str(name).strip()
     if "\n" in name:
         raise _mistake(path, "the name has a line break")
     if isinstance(info, dict):
@@ -43,7 +46,8 @@ def read_product(path: str | Path) -> Product:
 
 def _points(path: Path, category: Any, points: Any) -> str:
     listed = points if isinstance(points, list) else [points]
-    if any(point is None or isinstance(point, dict | list) or "\n" in str(point) for point in listed):
+    wrong = any(point is None or isinstance(point, dict | list | bool) for point in listed)
+    if wrong or not listed or any("\n" in str(point) for point in listed):
         raise _mistake(path, f"info, {category}: expected a point or a list of points, got {points!r}")
     return "、".join(str(point).strip() for point in listed)
 

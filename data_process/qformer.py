@@ -7,10 +7,10 @@ from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2QFormerModel, Blip2VisionModel
 
+from videonarrator.fingerprint import fingerprint
 from videonarrator.schema import NarratorError
 
 PREFIXES = ("vision_model.", "qformer.", "query_tokens")
@@ -30,26 +31,20 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class FrameEncoder(nn.Module):
     """BLIP-2 up to the Q-Former.
 
-    dtype applies to the vision model; the Q-Former stays in float32, as in LAVIS. Output is float32.
+    width: of one visual token; image_size: side of its pictures in pixels. dtype applies to the vision model;
+    the Q-Former stays in float32, as in LAVIS. Output is float32.
     """
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
         self.config = config
-        self.vision_model = Blip2VisionModel(config.vision_config)
-        self.qformer = Blip2QFormerModel(config.qformer_config)
-        self.query_tokens = nn.Parameter(
-            torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
-        )
-
-    @property
-    def width(self) -> int:
-        """Width of one visual token."""
-        return self.config.qformer_config.hidden_size
-
-    @property
-    def image_size(self) -> int:
-        return int(self.config.vision_config.image_size)
+        vision: Any = config.vision_config
+        qformer: Any = config.qformer_config
+        self.vision_model: nn.Module = Blip2VisionModel(vision)
+        self.qformer: nn.Module = Blip2QFormerModel(qformer)
+        self.width: int = qformer.hidden_size
+        self.image_size = int(vision.image_size)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, self.width))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [frames, 3, size, size] -> visual tokens [frames, queries, width]."""
@@ -143,12 +138,8 @@ def encoder_folder(source: str) -> Path:
 
 
 def encoder_fingerprint(source: str) -> str:
-    """sha256 over an encoder's config and weight files: what the features' manifest remembers."""
-    folder = encoder_folder(source)
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *_weight_files(folder)]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """Fingerprint of an encoder's folder: what the features' manifest remembers."""
+    return fingerprint(encoder_folder(source))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,6 +74,27 @@ class VideoScan:
     def time(self, index: int) -> Fraction:
         """Presentation time of picture `index` in seconds."""
         return self.ticks[index] * self.time_base
+
+
+def find_videos(given: Iterable[str | Path]) -> list[Path]:
+    """Video files from files and folders, in order; two of one name (the id) are an error."""
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_ENDINGS)
+            if not inside:
+                raise NarratorError(f"{path} holds no video (looked for {', '.join(VIDEO_ENDINGS)})")
+            found += inside
+        else:
+            found.append(path)
+    names: dict[str, Path] = {}
+    for path in found:
+        if path.stem in names:
+            raise NarratorError(
+                f"{names[path.stem]} and {path} would have the same id {path.stem!r}: rename one"
+            )
+        names[path.stem] = path
+    return found
 
 
 def probe(video_path: str | Path) -> VideoInfo:

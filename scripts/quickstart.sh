@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The whole job on a laptop, with the project's own small data set: render the videos, cut them, look at them,
 # train a small narrator, let it narrate the twelve held-out videos, and score what it wrote.
-# Everything lands in runs/sample (or the folder given as argument); run again, it goes on where it stopped.
+# Everything lands in runs/sample; run again, it goes on where it stopped.
+#   bash scripts/quickstart.sh [FOLDER [key=value ...]]     another folder; settings of the training
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PY="$(bash scripts/setup_env.sh)"
 bin="$(dirname "$PY")"
 run="${1:-runs/sample}"
+overrides=("${@:2}")
 data=data/sample
 
 step() { echo "== $* ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)" >&2; }
@@ -23,7 +25,8 @@ narrator prepare --annotations "$data/annotations.json" --test-ids "$data/test_i
     --features "$run/features" --out "$run/prepared"
 step "5/8 training (the long step)"
 narrator train --config configs/sample/train.yaml "output=$run/train" \
-    "data.samples=$run/prepared/train_shots.json" "data.clips=$run/prepared/clips"
+    "data.samples=$run/prepared/train_shots.json" "data.clips=$run/prepared/clips" \
+    "${overrides[@]}"
 step "6/8 narrating the 12 held-out videos"
 narrator infer --annotations "$data/annotations.json" --ids "$data/test_ids.txt" --features "$run/features" \
     --checkpoint "$run/train/checkpoint" --out "$run/held_out"

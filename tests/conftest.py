@@ -19,7 +19,10 @@ def shared() -> Path:
     """The folder of reference data that is not part of the project ($VIDEONARRATOR_SHARED, or ../shared)."""
     folder = Path(os.environ.get("VIDEONARRATOR_SHARED") or ROOT.parent / "shared")
     if not (folder / "data").is_dir():
-        pytest.skip(f"no reference data in {folder}: set VIDEONARRATOR_SHARED to the folder that holds data/")
+        reason = f"no reference data in {folder}: set VIDEONARRATOR_SHARED to the folder that holds data/"
+        if os.environ.get("VIDEONARRATOR_REQUIRE_SHARED"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     return folder
 
 

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_process", "metrics", "videonarrator")
 
-FACTS = tuple(f"videonarrator.{name}" for name in ("schema", "storyline", "timeline", "length", "version"))
+FACTS = tuple(
+    f"videonarrator.{name}"
+    for name in ("schema", "storyline", "timeline", "length", "fingerprint", "version")
+)
 PROMPT, MEMORY, CLIP_INPUTS, PACKING, CONFIG = (
     f"videonarrator.{name}" for name in ("prompt", "visual_memory", "clip_inputs", "packing", "config")
 )

@@ -44,7 +44,7 @@ def save_tiny_encoder(folder: Path, seed: int = 0) -> Path:
 
 
 def save_tiny_tokenizer(folder: Path, texts: Iterable[str], pieces: int = 800) -> LlamaTokenizer:
-    """A tokenizer of Baichuan's kind (SentencePiece BPE, byte fallback, the line break a piece), learnt from `texts`."""
+    """A tokenizer of Baichuan's kind: SentencePiece BPE, byte fallback, the line break a piece of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(texts), "utf-8")

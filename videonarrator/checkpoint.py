@@ -3,11 +3,12 @@
     narrator.json      what the checkpoint is: backbone, features, token rules, checksums of the other files
     prompt.yaml        the prompt template it was trained with
     tokenizer/         with the added tokens
-    trained.safetensors  projector, position table and (lora) input and output embeddings
+    trained.safetensors  projector, position table, input and output embeddings
     adapter/           (lora) peft's own adapter folder
     backbone/          (full) the whole language model
 
-With LoRA the frozen backbone is not in the folder: narrator.json says where it lies and knows its fingerprint.
+With LoRA the frozen backbone is not in the folder: narrator.json says where it lies and knows its
+fingerprint.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,8 +46,9 @@ DESCRIPTION = "narrator.json"
 class CheckpointInfo:
     """What a checkpoint says of itself.
 
-    backbone: folder (relative to the checkpoint) or hub name of the frozen language model; "" where the checkpoint
-    holds the language model whole. features: the settings its visual tokens were made with (encoder, threshold).
+    backbone: folder (relative to the checkpoint) or hub name of the frozen language model; "" where the
+    checkpoint holds the language model whole. features: the settings its visual tokens were made with
+    (encoder, threshold).
     """
 
     adapter: str
@@ -88,13 +93,14 @@ def save_checkpoint(
     save_file(trained_tensors(narrator), partial / "trained.safetensors", metadata={"format": "pt"})
     if info.adapter == "lora":
         narrator.language_model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+        (partial / "adapter" / "README.md").unlink(missing_ok=True)  # peft's model card
     else:
         narrator.language_model.save_pretrained(partial / "backbone")
     described = {"format": FORMAT, **asdict(info)}
     if info.backbone and Path(info.backbone).is_dir():  # found again when both folders are moved together
         described["backbone"] = os.path.relpath(Path(info.backbone).resolve(), folder.resolve())
     described["sha256"] = {
-        file.relative_to(partial).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        file.relative_to(partial).as_posix(): _sha256(file)
         for file in sorted(partial.rglob("*"))
         if file.is_file()
     }
@@ -113,21 +119,21 @@ def read_info(folder: Path) -> CheckpointInfo:
     if not file.is_file():
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "nothing"
         raise NarratorError(
-            f"{folder} is no checkpoint folder: it has no {DESCRIPTION} (found: {inside}). Give the folder that "
-            "`videonarrator train` wrote, such as runs/sample/train/checkpoint"
+            f"{folder} is no checkpoint folder: it has no {DESCRIPTION} (found: {inside}). Give the folder "
+            "that `videonarrator train` wrote, such as runs/sample/train/checkpoint"
         )
     try:
         described = json.loads(file.read_text("utf-8"))
-        checksums, found = described.pop("sha256"), described.pop("format")
+        checksums, found = dict(described.pop("sha256")), described.pop("format")
+        if found != FORMAT:
+            raise NarratorError(f"{file} has format {found!r}, this version reads {FORMAT}")
         info = CheckpointInfo(**described)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NarratorError(f"{file} cannot be read: {error}") from error
-    if found != FORMAT:
-        raise NarratorError(f"{file} has format {found!r}, this version reads {FORMAT}")
     for name, expected in checksums.items():
         if not (folder / name).is_file():
             raise NarratorError(f"checkpoint {folder} is incomplete: {name} is missing")
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+        if _sha256(folder / name) != expected:
             raise NarratorError(f"checkpoint {folder} is damaged: {name} is not the file that was written")
     return info
 
@@ -140,14 +146,17 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     merge: bool = True,
 ) -> Checkpoint:
-    """Load a checkpoint for narration. backbone: where the frozen language model lies now, if not where it was.
+    """Load a checkpoint for narration.
 
+    backbone: where the frozen language model lies now, if not where it was.
     merge: fold LoRA into the weights (faster; equal up to rounding).
     """
     info = read_info(folder)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     if info.adapter == "lora":
-        language_model: Any = load_backbone(_find_backbone(folder, info, backbone), dtype=dtype)
+        source = _find_backbone(folder, info, backbone)
+        with naming(source):
+            language_model: Any = load_backbone(source, dtype=dtype)
         add_tokens(language_model, tokenizer, ADDED_TOKENS)
         language_model = PeftModel.from_pretrained(language_model, str(folder / "adapter"))
     else:
@@ -161,6 +170,15 @@ def load_checkpoint(
     narrator.to(device).eval().requires_grad_(False)
     narrator.projector.to(dtype)
     return Checkpoint(narrator, tokenizer, load_template(folder / "prompt.yaml"), info)
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Failures to load a backbone from `source` (folder or hub name) as a `NarratorError` that names it."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise NarratorError(f"no backbone can be loaded from {source}: {error}") from error
 
 
 def load_trained(narrator: Narrator, tensors: dict[str, Tensor], source: str) -> None:
@@ -181,6 +199,11 @@ def load_trained(narrator: Narrator, tensors: dict[str, Tensor], source: str) ->
                     "another backbone?"
                 )
             tensor.copy_(tensors[name])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _find_backbone(folder: Path, info: CheckpointInfo, given: str | None) -> str:

@@ -51,15 +51,9 @@ def training_inputs(
     the target, as the published lists do. Raises `NarratorError` naming the sample where it is none of that
     form.
     """
-    name = f"sample of video {sample.get('id', '(no id)')}"
-    missing = [key for key in ("inputs", "id", "shot_loc", "shot_pos") if key not in sample]
-    if missing:
-        raise NarratorError(
-            f"{name}: no {', '.join(missing)}; it has {', '.join(sample)}. Per-clip samples are needed: "
-            "the list train_shots.json or test_shots.json that `videonarrator prepare` writes, not train.json"
-        )
+    check_sample(sample)
     number, position = sample["shot_loc"], sample["shot_pos"]
-    name = f"{name}, clip {number}"
+    name = f"sample of video {sample['id']}, clip {number}"
     if not isinstance(position, int) or not 0 <= position < POSITIONS:
         raise NarratorError(f"{name}: shot_pos is {position!r}, expected 0 to {POSITIONS - 1}")
     try:
@@ -72,6 +66,40 @@ def training_inputs(
             f"{name}: the slot {VISUAL_START}{VISUAL_END} of `inputs` is not (only) at this clip"
         )
     return ClipInputs(tuple(segments), visual, position)
+
+
+def check_sample(sample: Any) -> None:
+    """Raise `NarratorError` where `sample` is no entry of a per-clip sample list."""
+    advice = (
+        "Per-clip samples are needed: the list train_shots.json or test_shots.json that "
+        "`videonarrator prepare` writes, not train.json"
+    )
+    if not isinstance(sample, Mapping):
+        raise NarratorError(f"a sample is {sample!r:.60}. {advice}")
+    missing = [key for key in ("inputs", "id", "shot_loc", "shot_pos") if key not in sample]
+    if missing:
+        raise NarratorError(
+            f"sample of video {sample.get('id', '(no id)')}: no {', '.join(missing)}; "
+            f"it has {', '.join(sample)}. {advice}"
+        )
+    if type(sample["shot_loc"]) is not int:
+        raise NarratorError(
+            f"sample of video {sample['id']}: shot_loc is {sample['shot_loc']!r}, expected the clip's number"
+        )
+
+
+def check_visual(visual: Tensor, width: int, name: str) -> None:
+    """Raise `NarratorError` naming `name` where visual tokens are not [tokens >= 1, width], or not finite."""
+    if visual.ndim != 2 or visual.shape[1] != width or not len(visual):
+        raise NarratorError(
+            f"{name}: its visual tokens have shape {list(visual.shape)}, expected [tokens, {width}]: they "
+            "were made by another encoder than the model's, run `videonarrator extract` and `prepare` anew"
+        )
+    if not visual.isfinite().all():
+        raise NarratorError(
+            f"{name}: its visual tokens hold values that are no numbers (NaN or infinite): extract the "
+            "features of this video anew, in float32 or bfloat16"
+        )
 
 
 def generation_inputs(

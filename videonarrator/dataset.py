@@ -10,18 +10,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from videonarrator.clip_inputs import IGNORED, encode, training_inputs
+from videonarrator.clip_inputs import IGNORED, check_sample, check_visual, encode, training_inputs
 from videonarrator.prompt import Template
 from videonarrator.schema import NarratorError
 
 VisualSource = Callable[[str, int], Tensor]
-"""(video id, clip index from 0) -> the clip's visual tokens [tokens, width]; raises `NarratorError` if it has none."""
+"""(video id, clip index from 0) -> its visual tokens [tokens, width]; `NarratorError` if it has none."""
 
 
 class ClipSamples(Dataset[dict[str, Any]]):
     """Per-clip samples (train_shots.json) as ids, labels, visual tokens and position.
 
-    All samples are encoded when the data set is made, so that a faulty one is named before anything expensive starts.
+    All samples are encoded when the data set is made, so that a faulty one is named before anything expensive
+    starts. width: of the visual tokens.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class ClipSamples(Dataset[dict[str, Any]]):
         visual_of: VisualSource,
         tokenizer: Any,
         template: Template,
+        width: int,
         *,
         later_clips: bool = False,
         bos: bool = True,
@@ -40,16 +42,22 @@ class ClipSamples(Dataset[dict[str, Any]]):
         self.items: list[dict[str, Any]] = []
         self.visual_of = visual_of
         for sample in samples:
-            clip = int(sample.get("shot_loc", 0)) - 1
-            tokens = visual_of(str(sample.get("id")), clip)
+            check_sample(sample)
+            clip = sample["shot_loc"] - 1
+            name = f"sample of video {sample['id']}, clip {clip + 1}"
+            tokens = visual_of(sample["id"], clip)
+            check_visual(tokens, width, name)
             inputs = training_inputs(sample, tokens, template, later=later_clips)
-            ids, labels = encode(
-                inputs.segments,
-                tokenizer,
-                len(tokens),
-                bos=bos,
-                strip_around_added_tokens=strip_around_added_tokens,
-            )
+            try:
+                ids, labels = encode(
+                    inputs.segments,
+                    tokenizer,
+                    len(tokens),
+                    bos=bos,
+                    strip_around_added_tokens=strip_around_added_tokens,
+                )
+            except ValueError as error:
+                raise NarratorError(f"{name}: {error}") from error
             self.items.append(
                 {"id": sample["id"], "clip": clip, "ids": ids, "labels": labels, "position": inputs.position}
             )
@@ -70,8 +78,8 @@ class ClipSamples(Dataset[dict[str, Any]]):
 def collate(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """Samples to one batch, padded on the right.
 
-    Returns input_ids, labels and attention_mask [batch, tokens]; visual [patches, width], the visual tokens of all
-    samples one after the other; positions [patches], the relative position each of these belongs to.
+    Returns input_ids, labels and attention_mask [batch, tokens]; visual [patches, width], the visual tokens
+    of all samples one after the other; positions [patches], the relative position each of these belongs to.
     """
     ids = [torch.tensor(item["ids"]) for item in items]
     labels = [torch.tensor(item["labels"]) for item in items]

@@ -1,7 +1,8 @@
 """Narration: label first, then the narration, clip by clip (paper, section 4.3).
 
-Each clip is written from the instruction, the product, and the text of the clips before it as they were generated;
-only the clip in work shows its visual tokens. A generated label or narration enters later prompts as text.
+Each clip is written from the instruction, the product, and the text of the clips before it as they were
+generated; only the clip in work shows its visual tokens. A generated label or narration enters later prompts
+as text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videonarrator.checkpoint import Checkpoint
-from videonarrator.clip_inputs import encode, encode_text, generation_inputs
+from videonarrator.clip_inputs import check_visual, encode, encode_text, generation_inputs
 from videonarrator.decoding import write_line
 from videonarrator.length import count_units, length_gap
 from videonarrator.prompt import Segment, StoryClip, with_answer
@@ -24,7 +25,7 @@ from videonarrator.settings import DecodingSettings
 
 @dataclass(frozen=True)
 class ClipTask:
-    """A clip to be written: index from 0, length range, visual tokens [tokens, width], relative position 0..99.
+    """A clip to be written: index from 0, length range, visual tokens [tokens, width], position 0..99.
 
     label: a script label given by the user; None has it generated.
     """
@@ -39,7 +40,7 @@ class ClipTask:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What was written for a clip. `raw` is the narration as decoded, `attempt` the try it came from (from 0)."""
+    """What was written for a clip. `raw`: the narration as decoded; `attempt`: its try, from 0."""
 
     index: int
     label: str
@@ -57,10 +58,12 @@ def narrate_video(
     settings: DecodingSettings,
     seed: int | None = None,
 ) -> list[ClipResult]:
-    """Write the clips of one video in order, at most `settings.max_clips`; `total` counts all clips of the video."""
+    """Write the clips of one video in order, at most `settings.max_clips`; `total` counts all its clips."""
     seed = settings.seed if seed is None else seed
     history: list[StoryClip] = []
     results = []
+    for task in tasks:
+        check_visual(task.visual, checkpoint.info.feature_width, f"clip {task.index + 1}")
     for task in tasks[: settings.max_clips]:
         clip = StoryClip(task.index + 1, "", "", task.low, task.high)
         label = task.label
@@ -102,20 +105,20 @@ def _write_narration(
     settings: DecodingSettings,
     seed: int,
 ) -> ClipResult:
-    """The first narration inside the length range, or of `settings.attempts` the nearest to it."""
+    """The first narration inside the length range, or of all attempts the nearest (an empty one last)."""
     ids = _prompt_ids(checkpoint, product, history, clip, total, task, label)
     best: ClipResult | None = None
-    best_gap = 0
+    best_gap = (True, 0)
     for attempt in range(settings.attempts):
         temperature = _draw(settings, attempt)
         parts = [seed, task.index, 1 + attempt]
         raw = _decode(checkpoint, ids, task, settings, settings.narration_penalty, temperature, parts)
         text = raw.strip()
         length = count_units(text, checkpoint.template.language)
-        gap = length_gap(length, task.low, task.high) + (task.high if not text else 0)
+        gap = (not text, length_gap(length, task.low, task.high))
         if best is None or gap < best_gap:
             best, best_gap = ClipResult(task.index, label, text, raw, attempt, seed), gap
-        if gap == 0:
+        if gap == (False, 0):
             break
     assert best is not None
     return best
@@ -147,8 +150,8 @@ def _prompt_ids(
     limit = int(getattr(checkpoint.narrator.base.config, "max_position_embeddings", 0) or 0)
     if limit and len(ids) >= limit:
         raise NarratorError(
-            f"clip {clip.number}: the prompt has {len(ids)} tokens, the model takes {limit}: shorten the product "
-            "facts or the clips"
+            f"clip {clip.number}: the prompt has {len(ids)} tokens, the model takes {limit}: shorten the "
+            "product facts or the clips"
         )
     return ids
 
@@ -182,7 +185,9 @@ def stop_ids(tokenizer: Any) -> list[int]:
     newline = encode_text("\n", tokenizer)
     if len(newline) != 1:
         raise NarratorError(f"the tokenizer has no piece of its own for the line break (it gives {newline})")
-    return newline + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
+    as_byte = tokenizer.convert_tokens_to_ids("<0x0A>")  # would break the line as well
+    others = (tokenizer.eos_token_id, None if as_byte == tokenizer.unk_token_id else as_byte)
+    return [*newline, *(token for token in others if token is not None)]
 
 
 def _draw(settings: DecodingSettings, attempt: int) -> float:

@@ -25,12 +25,16 @@ def annotated_tasks(
 ) -> list[ClipTask]:
     """Tasks for an annotated video: clips with text and frames, length ranges around the references.
 
-    frames: of each annotated clip, its frames' features [frames, 32, width]. offered_label: the annotated labels
-    are given, not generated.
+    frames: of each annotated clip, its frames' features [frames, 32, width]. offered_label: the annotated
+    labels are given, not generated.
     """
     kept = [i for i, clip in enumerate(video.clips) if clip.text is not None and len(frames[i])]
     ranges = [range_for_reference(single_stops(video.clips[i].text or ""), language) for i in kept]
     labels = [video.clips[i].label if offered_label else None for i in kept]
+    if "" in labels:
+        raise NarratorError(
+            f"video {video.id}, clip {kept[labels.index('')] + 1} has no label in the annotations to offer"
+        )
     return _tasks(video.clips, kept, frames, ranges, labels, threshold)
 
 
@@ -51,6 +55,10 @@ def new_tasks(
     if storyline is not None and len(storyline) != len(clips):
         raise NarratorError(
             f"the storyline has {len(storyline)} labels, the video {len(clips)} clips: give one label a clip"
+        )
+    if empty := [number for number, shown in enumerate(frames, 1) if not len(shown)]:
+        raise NarratorError(
+            f"clip {empty[0]}: no frame of the video belongs to it, so there is nothing to see"
         )
     given = storyline or [clip.label for clip in clips]
     labels = [check_label(label) if label else None for label in given]
@@ -73,6 +81,7 @@ def _tasks(
         for index, (low, high), tokens, position, label in zip(
             kept, ranges, visual, positions, labels, strict=True
         )
+        if tokens is not None
     ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from videonarrator.checkpoint import CheckpointInfo, save_checkpoint
+from videonarrator.checkpoint import CheckpointInfo, naming, save_checkpoint
 from videonarrator.config import load_template, save_config
 from videonarrator.dataset import ClipSamples, VisualSource, collate
 from videonarrator.environment import write_environment
@@ -26,12 +28,12 @@ from videonarrator.modeling.backbones import add_tokens, load_backbone, load_tok
 from videonarrator.modeling.lora import add_lora, set_trainable
 from videonarrator.modeling.narrator import Narrator
 from videonarrator.modeling.projector import VisualProjector
-from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH
+from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, Template
 from videonarrator.schema import NarratorError
 from videonarrator.settings import OptimizationSettings, TrainConfig
 
-STATES = "states"
-"""Folder of the resumable states inside a training run's folder."""
+STATES, RECORD = "states", "run.json"
+"""Inside a training run's folder: the resumable states, and what the run depends on."""
 
 
 def train(
@@ -42,32 +44,33 @@ def train(
 ) -> Path:
     """Train a narrator and return its checkpoint folder, `<output>/checkpoint`.
 
-    samples: per-clip samples (train_shots.json). visual_of: gives a clip's visual tokens. features: the settings
-    these were made with, among them `width`; stored with the checkpoint.
-    A run with the same settings that was finished is returned as it is; one that was killed goes on from its last
-    state. Raises `NarratorError` where the folder holds a run with other settings.
+    samples: per-clip samples (train_shots.json). visual_of: gives a clip's visual tokens. features: the
+    settings these were made with, among them `width`; stored with the checkpoint.
+    A run with the same settings that was finished is returned as it is; one that was killed goes on from its
+    last state. Raises `NarratorError` where the folder holds a run with other settings.
     """
     output = Path(config.output)
     checkpoint = output / "checkpoint"
-    if _claim(output, config, samples, features) and (checkpoint / "narrator.json").is_file():
+    settings = config.optimization
+    template = load_template(config.model.template)
+    record = _record(config, samples, features, template)
+    if _claim(output, config, record) and (checkpoint / "narrator.json").is_file():
         _say(f"{checkpoint} is already trained with these settings")
         return checkpoint
-    settings = config.optimization
     torch.manual_seed(settings.seed)
-    template = load_template(config.model.template)
     narrator, tokenizer = build_narrator(config, int(features["width"]))
     dataset = ClipSamples(
         samples,
         visual_of,
         tokenizer,
         template,
+        int(features["width"]),
         later_clips=config.data.later_clips,
         bos=config.model.bos,
         strip_around_added_tokens=config.model.strip_around_added_tokens,
     )
     _check_lengths(dataset, narrator)
     narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, dataset[0]["visual"])
-    write_environment(output)
     trainer = NarratorTrainer(
         model=narrator,
         args=training_arguments(settings, output / STATES),
@@ -77,29 +80,35 @@ def train(
     )
     trainer.projector_rate = settings.projector_learning_rate
     trainer.remove_callback(PrinterCallback)
-    state = get_last_checkpoint(str(output / STATES)) if (output / STATES).is_dir() else None
+    if trainer.is_world_process_zero():
+        _write_record(output, record)
+        write_environment(output)
+    state = last_state(output / STATES)
     if state:
         _say(f"going on from {state}")
-    trainer.train(resume_from_checkpoint=state)
-    lora, local = config.model.adapter == "lora", Path(config.model.backbone).is_dir()
+    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    lora = config.model.adapter == "lora"
     info = CheckpointInfo(
         adapter=config.model.adapter,
         feature_width=int(features["width"]),
         backbone=config.model.backbone if lora else "",
-        backbone_fingerprint=fingerprint(Path(config.model.backbone)) if lora and local else "",
+        backbone_fingerprint=record["backbone"] if lora else "",
         bos=config.model.bos,
         strip_around_added_tokens=config.model.strip_around_added_tokens,
         features=dict(features),
     )
-    save_checkpoint(checkpoint, narrator, tokenizer, template, info)
-    shutil.rmtree(output / STATES, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        save_checkpoint(checkpoint, narrator, tokenizer, template, info)
+        shutil.rmtree(output / STATES, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return checkpoint
 
 
 def build_narrator(config: TrainConfig, feature_width: int) -> tuple[Narrator, Any]:
     """The model as training begins with it, and its tokenizer with the added tokens."""
-    tokenizer = load_tokenizer(config.model.backbone)
-    language_model: Any = load_backbone(config.model.backbone)
+    with naming(config.model.backbone):
+        tokenizer = load_tokenizer(config.model.backbone)
+        language_model: Any = load_backbone(config.model.backbone)
     add_tokens(language_model, tokenizer, ADDED_TOKENS)
     if config.optimization.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -144,10 +153,14 @@ class NarratorTrainer(Trainer):
 
     projector_rate: float | None = None
 
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        assert self.model is not None
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.projector_rate is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        trained = self._trained()
         groups = [
             {
                 "params": [p for n, p in trained if not n.startswith("projector.")],
@@ -159,24 +172,19 @@ class NarratorTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        from transformers.trainer_pt_utils import LengthGroupedSampler
-
         assert isinstance(self.train_dataset, ClipSamples)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(size, lengths=self.train_dataset.lengths, generator=generator)
+        return EpochSampler(size, self.train_dataset.lengths, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {
-            n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad
-        }
+        trained = {name: p.detach().cpu().contiguous() for name, p in self._trained()}
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         tensors = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        own = dict(self._trained())
         if set(own) != set(tensors):
             raise NarratorError(
                 f"{resume_from_checkpoint} is a state of another model: remove it to start anew"
@@ -186,16 +194,42 @@ class NarratorTrainer(Trainer):
                 parameter.copy_(tensors[name])
 
 
+class EpochSampler(LengthGroupedSampler):
+    """Samples of like length together, in an order that depends on seed and epoch only: it can be resumed."""
+
+    def __init__(self, size: int, lengths: list[int], seed: int) -> None:
+        self.draw = torch.Generator()
+        super().__init__(size, lengths=lengths, generator=self.draw)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        self.draw.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
 class Progress(TrainerCallback):
-    """Appends what is logged to train_log.jsonl and tells it on stderr, with the time left."""
+    """Appends what is logged to train_log.jsonl and tells it on stderr, with the time left.
+
+    Lines of steps that a resumed run takes again are dropped first.
+    """
 
     def __init__(self, log: Path) -> None:
         self.log, self.began, self.first = log, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began, self.first = time.monotonic(), state.global_step
+        if not state.is_world_process_zero:
+            return
+        lines = self.log.read_text("utf-8").splitlines(keepends=True) if self.log.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.first]
+        self.log.write_text("".join(kept), "utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
         done = state.global_step - self.first
@@ -205,31 +239,56 @@ class Progress(TrainerCallback):
             _say(f"step {state.global_step}/{state.max_steps}  loss {loss:.3f}  {left:.0f} s left")
 
 
-def _claim(output: Path, config: TrainConfig, samples: Any, features: Mapping[str, Any]) -> bool:
-    """Make the folder this run's own; True where it already was. Another run's folder is refused."""
-    record, settings = output / "run.json", output / "config.yaml"
-    import hashlib
+def last_state(states: Path) -> Path | None:
+    """The newest whole state in `states`: of a state, transformers writes trainer_state.json last."""
+    found = sorted(states.glob("checkpoint-*"), key=lambda state: int(state.name.rpartition("-")[2]))
+    for state in reversed(found):
+        try:
+            json.loads((state / "trainer_state.json").read_text("utf-8"))
+        except (OSError, ValueError):  # the run was killed while it wrote this one
+            continue
+        return state
+    return None
 
-    digest = hashlib.sha256(
-        json.dumps(list(samples), ensure_ascii=False, sort_keys=True).encode()
-    ).hexdigest()
-    mine = {"settings": repr(config), "samples": digest, "features": dict(features)}
+
+def _record(
+    config: TrainConfig, samples: Any, features: Mapping[str, Any], template: Template
+) -> dict[str, Any]:
+    """What a run depends on. A backbone from the hub is known by its name alone."""
+    backbone = Path(config.model.backbone)
+    if backbone.is_dir() and not (backbone / "config.json").is_file():
+        raise NarratorError(f"{backbone} is no language model: it has no config.json")
+    told = json.dumps([list(samples), asdict(template)], ensure_ascii=False, sort_keys=True)
+    return {
+        "settings": repr(config),
+        "samples": hashlib.sha256(told.encode()).hexdigest(),
+        "features": json.loads(json.dumps(dict(features))),
+        "backbone": fingerprint(backbone) if backbone.is_dir() else "",
+    }
+
+
+def _claim(output: Path, config: TrainConfig, record: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this very run; else it is made ready. Another run's folder is refused."""
     try:
-        if record.is_file():
-            if json.loads(record.read_text("utf-8")) != json.loads(json.dumps(mine)):
+        if (output / RECORD).is_file():
+            if json.loads((output / RECORD).read_text("utf-8")) != record:
                 raise NarratorError(
                     f"{output} holds a training run with other settings or data: give another output=..., or "
                     f"remove it (rm -r {output})"
                 )
             return True
         output.mkdir(parents=True, exist_ok=True)
-        save_config(config, settings)
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(mine, ensure_ascii=False), "utf-8")
-        os.replace(partial, record)
     except OSError as error:
         raise NarratorError(f"cannot write to {output}: {error}") from error
+    save_config(config, output / "config.yaml")
     return False
+
+
+def _write_record(output: Path, record: Mapping[str, Any]) -> None:
+    """Make the folder this run's own, once all that could be wrong with it has been tried."""
+    partial = output / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+    os.replace(partial, output / RECORD)
 
 
 def _check_lengths(dataset: ClipSamples, narrator: Narrator) -> None:
@@ -237,8 +296,8 @@ def _check_lengths(dataset: ClipSamples, narrator: Narrator) -> None:
     for item, length in zip(dataset.items, dataset.lengths, strict=True):
         if limit and length > limit:
             raise NarratorError(
-                f"sample of video {item['id']}, clip {item['clip'] + 1}, has {length} tokens; the backbone takes "
-                f"{limit}: shorten its text or its clip"
+                f"sample of video {item['id']}, clip {item['clip'] + 1}, has {length} tokens; the backbone "
+                f"takes {limit}: shorten its text or its clip"
             )
 
 

@@ -77,16 +77,14 @@ def make_story(
     scenes = scene_plan(rng, kind, colour)
     durations = [rng.uniform(*seconds) for _ in scenes] if seconds else scene_durations(rng, scenes)
     clips, named, start = [], [], 0.0
-    seen_before: set[str] = set()
     gift = ""
     for scene, duration in zip(scenes, durations, strict=True):
-        wanted = _to_name(rng, scene, seen_before, gift)
+        wanted = _to_name(scene, gift)
         text = _write(
             rng, scene, kind, facts, wanted, int(CHARACTERS_A_SECOND * duration) - rng.randint(0, 2)
         )
         clips.append(Clip(start, start + duration, scene.label, text))
         named.append(wanted)
-        seen_before.update(wanted)
         start += duration
         gift = gift or scene.gift
     return SampleVideo(
@@ -98,14 +96,14 @@ def scene_plan(rng: random.Random, kind: str, colour: str) -> list[Scene]:
     place = rng.choice(PLACES)
     opening = ["problem", "hero"] if rng.random() < 0.3 else ["hero"]
     middle = ["display", "closeup", "use", "effect", "quality", "lab", "badge", "factory", "stars"]
-    weights = [5, 2.5, 5, 2, 1.5, 1, 1, 1, 1]
+    weights = [6, 2, 7, 2, 1.5, 1, 1, 1, 1]
     number = rng.choices([3, 4, 5, 6], [1, 3, 4, 3])[0] - len(opening) - 1
     chosen: list[str] = []
     while len(chosen) < max(1, number):
         pick = rng.choices(middle, weights)[0]
         if pick not in chosen:
             chosen.append(pick)
-    gift = rng.choice(GIFTS) if rng.random() < 0.6 else ""
+    gift = rng.choice(GIFTS) if rng.random() < 0.75 else ""
     scenes = []
     for name in [*opening, *chosen, "price"]:
         scenes.append(
@@ -115,7 +113,7 @@ def scene_plan(rng: random.Random, kind: str, colour: str) -> list[Scene]:
                 colour=colour,
                 place=place,
                 count=rng.choice(list(COUNTS)) if name == "display" else "",
-                motion=rng.choice(MOTIONS) if name == "use" and rng.random() < 0.75 else "",
+                motion=rng.choice(MOTIONS) if name == "use" and rng.random() < 0.5 else "",
                 price=rng.choice(PRICES) if name == "price" else "",
                 gift=gift if name == "hero" else "",
                 sparkles=name in ("closeup", "use") and rng.random() < 0.25,
@@ -134,22 +132,16 @@ def scene_durations(rng: random.Random, scenes: Sequence[Scene]) -> list[int]:
             return seconds
 
 
-def _to_name(rng: random.Random, scene: Scene, named: set[str], gift: str) -> dict[str, str]:
-    """What this clip's narration says of what can be seen; each attribute once a video."""
+NAMED_IN = {"hero": ("colour",), "display": ("count",), "use": ("motion", "place"), "price": ("price",)}
+"""Scene kind -> what its narration names of what is seen: the first of these that is shown."""
+
+
+def _to_name(scene: Scene, gift: str) -> dict[str, str]:
+    """What this clip's narration says of what can be seen, and of a gift seen earlier; each once a video."""
     shown = scene.shown()
-    wanted: dict[str, str] = {}
-    if scene.kind == "price":
-        wanted["price"] = scene.price
-        if gift and rng.random() < 0.8:
-            wanted["gift"] = gift
-        return wanted
-    order = {"hero": ["colour", "place"], "display": ["count", "colour"], "closeup": ["colour"]}
-    order["use"] = ["motion", "place"]
-    choices = [name for name in order.get(scene.kind, []) if name in shown and name not in named]
-    if choices and rng.random() < 0.85:
-        name = choices[0] if rng.random() < 0.65 else choices[-1]
-        wanted[name] = shown[name]
-    return wanted
+    wanted = {name: shown[name] for name in NAMED_IN.get(scene.kind, ()) if name in shown}
+    first = dict(list(wanted.items())[:1])
+    return first | ({"gift": gift} if gift and scene.kind == "price" else {})
 
 
 def _write(

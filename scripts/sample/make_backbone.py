@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ from videonarrator.clip_inputs import encode_text
 from videonarrator.config import load_template
 from videonarrator.length import range_for_reference
 from videonarrator.modeling.backbones import BaichuanConfig, BaichuanForCausalLM
-from videonarrator.prompt import Segment, Template, sample_segments, story_of
+from videonarrator.prompt import Template, sample_segments, story_of
 
 VOCABULARY = 1400
 CAPTION_WORDS = {
@@ -40,7 +41,10 @@ CAPTION_WORDS = {
     "effect": "效果", "quality": "盾牌", "lab": "放大镜", "badge": "证书", "factory": "流水线",
     "stars": "评分",
 }  # fmt: skip
-HISTORY_WEIGHT = 0.3
+HISTORY_WEIGHT, SEEN_WEIGHT = 0.2, 4.0
+SHORT_SHARE, CLIP_PARTS = 0.5, 6
+"""The first half of the steps shows one clip without product and earlier clips: in a short text it is soon found that
+the slot's words are worth reading. A clip has six parts: header, slot, question, label, number, narration."""
 
 
 def make_stories(number: int, seed: int) -> list[SampleVideo]:
@@ -71,24 +75,41 @@ def caption(scenes: tuple[Scene, ...], index: int, rng: random.Random) -> str:
     return "、".join([*memory, *divider, *own])
 
 
-def samples(
-    sample: SampleVideo, index: int, template: Template, rng: random.Random
-) -> list[tuple[Segment, float]]:
-    """A text sample's segments with the weight of each in the loss."""
+Part = tuple[str, float, str, float]
+"""A text, the weight of its tokens in the loss, words in it that must be seen, and the weight of these."""
+
+
+def samples(sample: SampleVideo, index: int, template: Template, rng: random.Random) -> list[Part]:
+    """A text sample. What must be seen weighs most where the slot shows it, and nothing in earlier clips."""
     video = sample.video
     ranges = [range_for_reference(clip.text or "") for clip in video.clips]
     story = story_of(video, range(len(video.clips)), ranges)
-    weighted = []
+    parts: list[Part] = []
+    texts = {f"{clip.text}\n": "|".join(sample.named[i].values()) for i, clip in enumerate(video.clips)}
     for segment in sample_segments(story, index + 1, template, later=False):
+        words = texts.get(segment.text, "")
         if segment.visual:
-            weighted.append((Segment(caption(sample.scenes, index, rng)), 0.0))
+            parts.append((caption(sample.scenes, index, rng), 0.0, "", 0.0))
         elif segment.target:
-            weighted.append((segment, 1.0))
+            parts.append((segment.text, 1.0, words, SEEN_WEIGHT))
         else:  # earlier labels and narrations end in a line break and do not begin a clip
             answer = segment.text.endswith("\n") and not segment.text.startswith(
                 ("镜头", template.instruction)
             )
-            weighted.append((segment, HISTORY_WEIGHT if answer else 0.0))
+            parts.append((segment.text, HISTORY_WEIGHT if answer else 0.0, words, 0.0))
+    return parts
+
+
+def weighted_ids(part: Part, tokenizer: Any) -> list[tuple[int, float]]:
+    """The part's ids, each with its weight."""
+    text, weight, words, word_weight = part
+    ids, at, weighted = encode_text(text, tokenizer), 0, []
+    spans = [match.span() for match in re.finditer(words, text)] if words else []
+    for token in ids:
+        end = at + len(tokenizer.convert_ids_to_tokens(token))
+        inside = any(at < stop and end > start for start, stop in spans)
+        weighted.append((token, word_weight if inside else weight))
+        at = end
     return weighted
 
 
@@ -99,13 +120,13 @@ def train_tokenizer(stories: list[SampleVideo], template: Template, folder: Path
         texts = []
         for sample in stories:
             index = rng.randrange(len(sample.scenes))
-            texts += "".join(s.text for s, _ in samples(sample, index, template, rng)).split("\n")
+            texts += "".join(part[0] for part in samples(sample, index, template, rng)).split("\n")
         corpus.write_text("\n".join(texts), "utf-8")
         sentencepiece.SentencePieceTrainer.train(
             input=str(corpus), model_prefix=str(Path(scratch) / "tokenizer"), model_type="bpe",
             vocab_size=VOCABULARY, byte_fallback=True, split_digits=True, add_dummy_prefix=False,
             remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
-            user_defined_symbols=["\n"], max_sentencepiece_length=2, num_threads=1, minloglevel=2,
+            user_defined_symbols=["\n"], required_chars="▁", max_sentencepiece_length=2, num_threads=1, minloglevel=2,
         )  # fmt: skip
         tokenizer = LlamaTokenizer.from_pretrained(
             scratch, vocab_file=str(Path(scratch) / "tokenizer.model"), add_prefix_space=False, legacy=False
@@ -125,12 +146,11 @@ def new_model(vocabulary: int) -> BaichuanForCausalLM:
     )  # fmt: skip
 
 
-def batch_of(encoded: list[list[tuple[list[int], float]]], bos: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [[bos] + [token for ids, _ in parts for token in ids] for parts in encoded]
-    weights = [[0.0] + [weight for ids, weight in parts for _ in ids] for parts in encoded]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    return ids, torch.tensor([row + [0.0] * (length - len(row)) for row in weights])
+def batch_of(encoded: list[list[tuple[int, float]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(map(len, encoded))
+    rows = [row + [(0, 0.0)] * (length - len(row)) for row in encoded]
+    ids = torch.tensor([[token for token, _ in row] for row in rows])
+    return ids, torch.tensor([[weight for _, weight in row] for row in rows])
 
 
 def loss_of(model: BaichuanForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -145,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--stories", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -161,21 +181,23 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
     rng = random.Random(4)
 
-    def encoded(sample: SampleVideo) -> list[tuple[list[int], float]]:
-        index = rng.randrange(len(sample.scenes))
-        return [
-            (encode_text(s.text, tokenizer), weight) for s, weight in samples(sample, index, template, rng)
+    def encoded(sample: SampleVideo, short: bool = False) -> list[tuple[int, float]]:
+        parts = samples(sample, rng.randrange(len(sample.scenes)), template, rng)
+        parts = parts[-CLIP_PARTS:] if short else parts
+        return [(tokenizer.bos_token_id, 0.0)] + [
+            pair for part in parts for pair in weighted_ids(part, tokenizer)
         ]
 
-    pool = sorted((encoded(sample) for sample in check), key=lambda parts: sum(len(ids) for ids, _ in parts))
-    checks = [batch_of(pool[start : start + 20], 1) for start in range(0, len(pool), 20)]
+    pool = sorted((encoded(sample) for sample in check), key=len)
+    checks = [batch_of(pool[start : start + 20]) for start in range(0, len(pool), 20)]
     step, shown, waiting = 0, 0.0, []
     while step < options.steps:
         share = step / options.steps
         if not waiting:  # batches of like length, in random order
-            pool = [encoded(sample) for sample in rng.sample(stories, 20 * options.batch)]
-            pool.sort(key=lambda parts: sum(len(ids) for ids, _ in parts))
-            waiting = [batch_of(pool[i : i + options.batch], 1) for i in range(0, len(pool), options.batch)]
+            short = share < SHORT_SHARE
+            size = options.batch * (3 if short else 1)
+            pool = sorted((encoded(sample, short) for sample in rng.sample(stories, 20 * size)), key=len)
+            waiting = [batch_of(pool[start : start + size]) for start in range(0, len(pool), size)]
             rng.shuffle(waiting)
         for group in optimizer.param_groups:
             group["lr"] = (
@@ -188,7 +210,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if time.monotonic() - shown > 120:
+        if time.monotonic() - shown > 60:
             shown = time.monotonic()
             with torch.no_grad():
                 found = sum(loss_of(model, *batch).item() for batch in checks) / len(checks)

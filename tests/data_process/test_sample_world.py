@@ -1,4 +1,4 @@
-"""The sample data set: what it must contain, that it cannot be guessed, and that it renders alike every time."""
+"""The sample data set: what it must contain, that it cannot be guessed, and that it renders alike."""
 
 import json
 import runpy

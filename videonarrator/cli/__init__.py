@@ -1,8 +1,8 @@
 """`videonarrator <verb>`: parse, validate, run, and print where the result is.
 
-Progress goes to stderr; stdout has the result's path or one JSON object. Exit codes: 0 all that was asked for is
-done; 2 the input is wrong and nothing was done; 3 some items failed (they are named) and the others are done;
-130 interrupted.
+Progress goes to stderr; stdout has the result's path or one JSON object. Exit codes: 0 all that was asked for
+is done; 2 the input is wrong and nothing was done; 3 some items failed (they are named) and the others are
+done; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,40 +10,54 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+
+from videonarrator.schema import NarratorError
 
 FAILED, PARTLY, INTERRUPTED = 2, 3, 130
+
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Keeps the libraries' own messages out of ours; whatever the user has set stays."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console command; ends by raising `SystemExit` with the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     import typer.main
-    from click.exceptions import ClickException, Exit
 
     from videonarrator.cli.app import app
-    from videonarrator.schema import NarratorError
 
-    command = typer.main.get_command(app)
     try:
-        code = command.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-    except NarratorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = FAILED
-    except Exit as ended:
-        code = ended.exit_code
-    except ClickException as error:
-        error.show(sys.stderr)
-        code = error.exit_code
-    except (KeyboardInterrupt, EOFError):
-        print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
-        code = INTERRUPTED
-    except OSError as error:  # disk full, no permission: the path is in the message
-        print(f"error: {error}", file=sys.stderr)
-        code = FAILED
-    sys.exit(code if isinstance(code, int) else 0)
+        words = None if arguments is None else list(arguments)
+        typer.main.get_command(app).main(args=words, prog_name="videonarrator")
+    except SystemExit as ended:  # typer's: the verb has run, or the words are wrong and that was said
+        if ended.code == INTERRUPTED:
+            say("interrupted: what is done is kept, the same command goes on from there")
+        raise
+    except (NarratorError, OSError) as error:  # OSError: disk full, no permission; the path is in the message
+        say(f"error: {error}")
+    sys.exit(FAILED)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder of the results, and try it, before anything that takes long."""
+    trial = folder / f".{os.getpid()}.trial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise NarratorError(f"cannot write to {folder}: {reason}; give another --out") from error
 
 
 def say(line: str) -> None:

@@ -12,11 +12,11 @@ from videonarrator.version import VERSION
 app = typer.Typer(
     name="videonarrator",
     help="Narrations for product videos: a storyline, then a narration as long as each clip.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # what is wrong with the words stands in one line, not in a frame
 )
-sample = typer.Typer(help="The project's own small data set.", no_args_is_help=True)
+sample = typer.Typer(help="The project's own small data set.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sample, name="sample")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, over those of the file")]

@@ -10,14 +10,9 @@ from typing import Any, cast
 import typer
 
 from data_process.annotations import read_annotations, read_split
-from data_process.extract import extract as extract_features
-from data_process.extract import find_videos
-from data_process.feature_store import FeatureStore
-from data_process.prepare import prepare as prepare_lists
 from data_process.shots import Detector, cut_settings, detect_clips, write_cuts
-from data_process.video_file import probe
-from videonarrator.cli import PARTLY, say
-from videonarrator.cli.devices import device_and_dtype
+from data_process.video_file import find_videos, probe
+from videonarrator.cli import FAILED, PARTLY, check_writable, say
 from videonarrator.config import CutConfig, load_template
 from videonarrator.schema import NarratorError
 
@@ -36,6 +31,7 @@ def cut(
     settings = cut_settings(cast(Detector, detector), threshold, limits.min_seconds, limits.max_seconds)
     failed: dict[str, str] = {}
     found, clips_found, kept = find_videos(videos), 0, 0
+    check_writable(out)
     logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
     for done, path in enumerate(found, 1):
         target = out / f"{path.stem}.json"
@@ -66,8 +62,12 @@ def cut(
 def extract(
     videos: list[Path], encoder: str, out: Path, batch_size: int, device: str, precision: str
 ) -> None:
+    from data_process.extract import extract as extract_features  # torch takes seconds, and `cut` needs none
+    from videonarrator.cli.devices import device_and_dtype
+
     place, dtype = device_and_dtype(device, precision)
     found = find_videos(videos)
+    check_writable(out)
     failed = extract_features(found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say)
     _finish({"out": str(out), "videos": len(found), "failed": failed})
 
@@ -75,16 +75,27 @@ def extract(
 def prepare(
     annotations: Path, test_ids: Path, features: Path, out: Path, template: str, threshold: float
 ) -> None:
+    from data_process.feature_store import FeatureStore
+    from data_process.prepare import prepare as prepare_lists
+
     videos = read_annotations(annotations)
     held_out = read_split(test_ids, videos)
     wording = load_template(template)
     store = FeatureStore.open(features)
+    check_writable(out)
     summary = prepare_lists(videos, held_out, store, out, wording, threshold)
     missing = summary["videos_left_out"]["no features"]
     failed = dict.fromkeys(missing, f"no features in {features}")
     for video_id in missing:
         say(f"left out: video {video_id} has no features in {features}")
-    _finish({"out": str(out), "samples": summary["samples"], "failed": failed})
+    left_out, lacking = summary["clips_left_out"], summary["missing_frames"]
+    if any(left_out.values()) or lacking:
+        reasons = ", ".join(f"{number} with {reason}" for reason, number in left_out.items())
+        say(
+            f"clips left out: {reasons}; clips that lack frames: {sum(map(len, lacking.values()))} "
+            f"(which: {out / 'prepare.json'})"
+        )
+    _finish({"out": str(out), "videos": len(videos), "samples": summary["samples"], "failed": failed})
 
 
 def render(data: Path, out: Path, english: bool) -> None:
@@ -93,6 +104,7 @@ def render(data: Path, out: Path, english: bool) -> None:
     ending = "_en" if english else ""
     videos = read_annotations(data / f"annotations{ending}.json")
     scenes = read_scenes(data / f"scenes{ending}.json")
+    check_writable(out)
     paths = render_all(list(videos.values()), scenes, out, say)
     _finish({"out": str(out), "videos": len(paths), "failed": {}})
 
@@ -108,7 +120,7 @@ def _is_cut(target: Path, settings: dict[str, Any], video: Path) -> bool:
 
 
 def _finish(result: dict[str, Any]) -> None:
-    """The result as one JSON object on stdout; exit code 3 where something failed."""
+    """The result as one JSON object on stdout; exit code 3 where some videos failed, 2 where all did."""
     print(json.dumps(result, ensure_ascii=False))
     if result["failed"]:
-        raise typer.Exit(PARTLY)
+        raise typer.Exit(PARTLY if len(result["failed"]) < result["videos"] else FAILED)

@@ -23,4 +23,9 @@ def device_and_dtype(device: str, precision: str) -> tuple[str, torch.dtype]:
         )
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise NarratorError(f"no device {device}: there are {torch.cuda.device_count()} CUDA devices")
+    try:
+        torch.ones(1, dtype=DTYPES[precision], device=kind).sum().item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise NarratorError(f"device {device} cannot compute in {precision} here: {reason}") from error
     return device, DTYPES[precision]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import typer
 from data_process.annotations import read_annotations, read_split
 from data_process.feature_store import ClipStore, FeatureStore
 from data_process.files import read_json, write_json
-from videonarrator.cli import PARTLY, say
+from data_process.prepare import clips_past_end
+from videonarrator.cli import FAILED, PARTLY, check_writable, say
 from videonarrator.cli.devices import device_and_dtype
 from videonarrator.config import load_config, save_config
 from videonarrator.schema import NarratorError, Script, ScriptLine, Video, output_entry, output_key
@@ -24,7 +26,7 @@ from videonarrator.settings import DecodingSettings, TrainConfig
 def train(config: str, overrides: list[str]) -> None:
     settings = load_config(TrainConfig, config, overrides)
     samples = read_json(Path(settings.data.samples))
-    if not isinstance(samples, list):
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise NarratorError(
             f"{settings.data.samples} is no sample list: expected the JSON array train_shots.json"
         )
@@ -59,11 +61,14 @@ def infer(
     info = read_info(checkpoint)
     check_features(info.features, store.settings, str(features), str(checkpoint))
     digest = _digest(asdict(settings), offered_label, precision, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     log = out / ("generations_label.jsonl" if offered_label else "generations.jsonl")
     done = _finished(log, digest, videos, store)
     waiting = [video_id for video_id in wanted if video_id not in done]
-    failed: dict[str, str] = {}
+    failed = _unusable([videos[video_id] for video_id in waiting], store, offered_label)
+    for reason in failed.values():
+        say(f"failed: {reason}")
+    waiting = [video_id for video_id in waiting if video_id not in failed]
     if waiting:
         loaded = load_checkpoint(checkpoint, backbone=backbone, device=place, dtype=dtype)
         write_environment(out)
@@ -73,9 +78,11 @@ def infer(
             done[video_id] = _narrate_annotated(loaded, videos[video_id], store, settings, offered_label)
             _append(log, {"digest": digest, "source": _source(videos[video_id], store), **done[video_id]})
         except NarratorError as error:
-            failed[video_id] = str(error)
-            say(f"failed: video {video_id}: {error}")
-        say(f"narrated {number - len(failed)}/{len(waiting)} videos")
+            failed[video_id] = f"video {video_id}: {error}"
+            say(f"failed: {failed[video_id]}")
+        say(f"narrated {number}/{len(waiting)} videos")
+    if len(failed) == len(wanted):
+        raise typer.Exit(FAILED)
     output: dict[str, Any] = {}
     for video_id in filter(done.__contains__, wanted):
         for line in done[video_id]["lines"]:
@@ -96,6 +103,26 @@ def infer(
     print(json.dumps(result, ensure_ascii=False))
     if failed:
         raise typer.Exit(PARTLY)
+
+
+def _unusable(videos: Sequence[Video], store: FeatureStore, offered_label: bool) -> dict[str, str]:
+    """Of the videos that cannot be narrated, id -> reason; found before the model is loaded."""
+    failed: dict[str, str] = {}
+    for video in videos:
+        try:
+            numbers, _ = store.read(video.id)
+            mistakes = clips_past_end(video, numbers)
+        except NarratorError as error:
+            mistakes = [str(error)]
+        if offered_label:
+            mistakes += [
+                f"video {video.id}, clip {number}, has no label to be offered"
+                for number, clip in enumerate(video.clips, 1)
+                if clip.text is not None and not clip.label
+            ]
+        if mistakes:
+            failed[video.id] = "; ".join(mistakes)
+    return failed
 
 
 def check_features(trained: dict[str, Any], given: dict[str, Any], features: str, checkpoint: str) -> None:
@@ -158,15 +185,15 @@ def _finished(log: Path, digest: str, videos: dict[str, Video], store: FeatureSt
     done: dict[str, Any] = {}
     if not log.is_file():
         return done
-    for line in log.read_text("utf-8").splitlines():
+    for line in log.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:  # a line cut off by a kill: its video is narrated again
+        except ValueError:  # a line (or a character) cut off by a kill: its video is narrated again
             continue
-        video_id = entry.get("video")
-        if entry.get("digest") == digest and video_id in videos and video_id in store.ids:
-            if entry.pop("source", None) == _source(videos[video_id], store):
-                done[video_id] = entry
+        video_id, source = entry.get("video"), entry.pop("source", None)
+        known = video_id in videos and video_id in store.ids
+        if known and entry.get("digest") == digest and source == _source(videos[video_id], store):
+            done[video_id] = entry
     return done
 
 

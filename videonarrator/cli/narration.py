@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 from pathlib import Path
 from typing import Any
 
 from data_process.feature_store import select_frames
+from data_process.files import read_text
 from data_process.product_file import read_product
 from data_process.shots import detect_clips, read_cuts
 from data_process.video_file import probe
-from videonarrator.cli import say
+from videonarrator.cli import check_writable, say
 from videonarrator.cli.devices import device_and_dtype
 from videonarrator.cli.model import check_features
 from videonarrator.config import load_config, save_config
@@ -38,17 +39,17 @@ def narrate(
 ) -> None:
     settings = load_config(DecodingSettings, config, overrides)
     place, dtype = device_and_dtype(device, precision)
-    if rate is not None and rate <= 0:
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise NarratorError(f"--rate is {rate:g}: expected characters (or words) a second, greater than 0")
     facts = read_product(product)
     info = probe(video)
     clips = read_cuts(cuts, info.duration_s) if cuts else None
-    labels = read_storyline(_text_of(storyline)) if storyline else None
+    labels = _labels_of(storyline) if storyline else None
     if clips and labels and len(clips) != len(labels):
         raise NarratorError(
             f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip"
         )
-    _check_writable(out)
+    check_writable(out)
     from data_process.extract import feature_settings, video_features
     from data_process.qformer import load_encoder
     from videonarrator.checkpoint import load_checkpoint, read_info
@@ -67,11 +68,15 @@ def narrate(
             f"{storyline} has {len(labels)} labels, the video was cut into {len(clips)} clips "
             f"({_spans(clips)}): give one label a clip, or your own --cuts"
         )
-    eye = load_encoder(source, device=place, dtype=dtype)
+    try:
+        eye = load_encoder(source, device=place, dtype=dtype)
+    except NarratorError as error:
+        hint = "" if encoder else f" (the encoder that checkpoint {checkpoint} names; moved: give --encoder)"
+        raise NarratorError(f"{error}{hint}") from error
     check_features(described, feature_settings(source, eye, dtype), source, str(checkpoint))
+    loaded = load_checkpoint(checkpoint, backbone=backbone, device=place, dtype=dtype)
     numbers, features = video_features(eye, video, 8)
     say(f"looked at {len(numbers)} frames")
-    loaded = load_checkpoint(checkpoint, backbone=backbone, device=place, dtype=dtype)
     frames = [_clip_frames(numbers, features, clip) for clip in clips]
     language = loaded.template.language
     threshold = described.get("threshold", 0.9)
@@ -102,22 +107,15 @@ def _encoder_of(described: dict[str, Any], checkpoint: Path) -> str:
     return source
 
 
-def _text_of(path: Path) -> str:
+def _labels_of(storyline: Path) -> list[str]:
+    text = read_text(storyline)
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NarratorError(f"cannot read {path}: {error}") from error
-
-
-def _check_writable(folder: Path) -> None:
-    """The folder is made, and tried, before anything that takes long."""
-    trial = folder / ".trial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"")
-        os.unlink(trial)
-    except OSError as error:
-        raise NarratorError(f"cannot write to {folder}: {error}") from error
+        labels = read_storyline(text)
+    except NarratorError as error:
+        raise NarratorError(f"{storyline}, {error}") from error
+    if not labels:
+        raise NarratorError(f"{storyline} holds no label: give one script label a clip, each on its own line")
+    return labels
 
 
 def _spans(clips: list[Clip]) -> str:

@@ -11,7 +11,7 @@ from videonarrator.schema import NarratorError, Script, ScriptLine
 
 
 def script_table(script: Script) -> str:
-    """The script as a Markdown table: clip and its times, label, narration, characters asked for and written."""
+    """The script as a Markdown table: clip, times, label, narration, characters asked for and written."""
     rows = [
         "| clip | time | script label | narration | asked | written |",
         "| ---: | :--- | :--- | :--- | :--- | ---: |",
@@ -47,9 +47,14 @@ def write_script(script: Script, folder: Path) -> tuple[Path, Path]:
 
 def _row(line: ScriptLine) -> str:
     written = f"{line.written}" if line.in_range else f"**{line.written}**"
-    narration = line.text.replace("|", "\\|")
     time = f"{_clock(line.start)} - {_clock(line.end)}"
-    return f"| {line.clip + 1} | {time} | {line.label} | {narration} | {line.low}-{line.high} | {written} |"
+    label, narration = _cell(line.label), _cell(line.text)
+    return f"| {line.clip + 1} | {time} | {label} | {narration} | {line.low}-{line.high} | {written} |"
+
+
+def _cell(text: str) -> str:
+    """Text on one line, its bars escaped: what a model writes must not break the table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _clock(seconds: float) -> str:

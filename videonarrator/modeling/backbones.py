@@ -1,7 +1,7 @@
 """Language models that narrate: Baichuan's architecture with fused q, k, v, or any causal LM of transformers.
 
-Baichuan-7B is a LLaMA whose q, k and v weights are one matrix `W_pack` (rows: q, then k, then v). Kept fused, LoRA
-has one shared A for the three, as the published training had; split, it is a plain LLaMA.
+Baichuan-7B is a LLaMA whose q, k and v weights are one matrix `W_pack` (rows: q, then k, then v). Kept fused,
+LoRA has one shared A for the three, as the published training had; split, it is a plain LLaMA.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -44,7 +51,7 @@ class FusedAttention(LlamaAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [batch, tokens, hidden] -> the same shape, and attention weights where eager gives them."""
+        """hidden_states [batch, tokens, hidden] -> the same shape, and attention weights if eager."""
         assert position_embeddings is not None
         batch, length, _ = hidden_states.shape
         packed = self.W_pack(hidden_states).view(batch, length, 3, -1, self.head_dim)
@@ -55,7 +62,7 @@ class FusedAttention(LlamaAttention):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
         mixed, weights = attend(
@@ -77,14 +84,19 @@ class BaichuanForCausalLM(LlamaForCausalLM):
 
 
 def load_backbone(source: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A causal LM from a folder or hub name. No code from the folder is run, no pickle is read."""
-    if _is_fused(source):
-        return BaichuanForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    """A causal LM from a folder or hub name. No code from the folder is run, no pickle is read.
+
+    Raises `ValueError` where its files lack weights (transformers would draw them at random).
+    """
+    kind: Any = BaichuanForCausalLM if _is_fused(source) else AutoModelForCausalLM
+    model, report = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"its files lack {len(missing)} of the weights, first {', '.join(missing[:3])}")
+    return model
 
 
 def new_backbone(config_folder: str, vocabulary: int) -> nn.Module:
-    """A causal LM with the configuration in `config_folder` and `vocabulary` rows, without trained weights."""
+    """A causal LM with the configuration in `config_folder` and `vocabulary` rows, its weights random."""
     if _is_fused(config_folder):
         config = BaichuanConfig.from_pretrained(config_folder)
         config.vocab_size = vocabulary
@@ -96,7 +108,8 @@ def new_backbone(config_folder: str, vocabulary: int) -> nn.Module:
 
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a folder or hub name, padding on the right."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    config = BaichuanConfig.from_pretrained(source) if _is_fused(source) else None
+    tokenizer = AutoTokenizer.from_pretrained(source, config=config)
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -119,7 +132,5 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
 
 
 def _is_fused(source: str) -> bool:
-    from transformers import PreTrainedConfig
-
     settings, _ = PreTrainedConfig.get_config_dict(source)
     return settings.get("model_type") == BaichuanConfig.model_type

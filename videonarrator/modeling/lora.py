@@ -30,7 +30,7 @@ def add_lora(language_model: Any, *, rank: int, alpha: int, dropout: float) -> A
 
 
 def set_trainable(narrator: Narrator, *, full: bool = False) -> None:
-    """Leave gradients on what is trained: everything (`full`), or LoRA, embeddings, projector and position table."""
+    """Leave gradients on what is trained: all (`full`), or LoRA, embeddings, projector and position table."""
     for name, parameter in narrator.language_model.named_parameters():
         parameter.requires_grad_(full or "lora_" in name)
     base = narrator.base

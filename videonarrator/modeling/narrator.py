@@ -20,9 +20,7 @@ class Narrator(nn.Module):
     patch_id: id of the token whose embedding is replaced by a projected visual token, in order.
     """
 
-    accepts_loss_kwargs = (
-        True  # the Trainer then hands over the number of supervised tokens of the whole step
-    )
+    accepts_loss_kwargs = True  # the Trainer then hands over the supervised tokens of the whole step
 
     def __init__(self, language_model: Any, projector: VisualProjector, patch_id: int) -> None:
         super().__init__()
@@ -67,8 +65,8 @@ class Narrator(nn.Module):
     ) -> dict[str, Tensor]:
         """Next-token cross entropy on the labelled tokens only; logits are computed nowhere else.
 
-        The sum is divided by `num_items_in_batch`, the supervised tokens of the whole optimisation step, where that
-        is given, else by those of this batch.
+        The sum is divided by `num_items_in_batch`, the supervised tokens of the whole optimisation step,
+        where that is given, else by those of this batch.
         """
         embeddings = self.embed(input_ids, visual, positions)
         hidden = self.base.model(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
@@ -80,6 +78,6 @@ class Narrator(nn.Module):
         return {"loss": total / number}
 
     def step(self, embeddings: Tensor, cache: Any) -> Tensor:
-        """Append embeddings [1, tokens, hidden] to `cache` and give the next token's logits [vocabulary], float32."""
+        """Append embeddings [1, tokens, hidden] to `cache`; the next token's logits [vocabulary], float32."""
         hidden = self.base.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
         return self.base.get_output_embeddings()(hidden.last_hidden_state[0, -1]).float()

@@ -1,4 +1,4 @@
-"""From visual tokens to the language model's width, with the clip's relative position added (paper, section 4.2)."""
+"""From visual tokens to the language model's width, the clip's position added (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class VisualProjector(nn.Module):
     """One linear map for visual tokens and position vectors alike; its bias therefore enters twice.
 
-    positions: size of the table of learned relative positions (0..99 in the paper), each of the features' width.
+    positions: size of the table of learned relative positions (0..99 in the paper), as wide as a feature.
     """
 
     def __init__(self, feature_width: int, hidden_size: int, positions: int = 100) -> None:
@@ -26,6 +26,6 @@ class VisualProjector(nn.Module):
     @torch.no_grad()
     def match_scale(self, embeddings: Tensor, tokens: Tensor) -> None:
         """Scale the map so that projected `tokens` start as large as the language model's `embeddings`."""
+        self.linear.bias.zero_()
         size = self.linear(tokens.to(self.linear.weight.dtype)).std()
         self.linear.weight *= embeddings.std() / size
-        self.linear.bias.zero_()

@@ -1,0 +1,107 @@
+"""Every command of the README is run; only sizes and places are changed, so that it takes minutes."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands():
+    """The commands of the README's bash blocks, continued lines joined, remarks dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip()]
+
+
+def run(command, folder, environment=None):
+    return subprocess.run(
+        command,
+        cwd=folder,
+        shell=isinstance(command, str),
+        executable="/bin/bash" if isinstance(command, str) else None,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "VIRTUAL_ENV": sys.prefix, **(environment or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The quickstart itself, its training cut down to a few steps."""
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    done = run(["bash", "scripts/quickstart.sh", str(folder), "optimization.epochs=0.3"], ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def test_quickstart_prints_scores_and_paths(quickstart):
+    folder, done = quickstart
+    results = json.loads((folder / "eval/results.json").read_text("utf-8"))["metrics"]
+    for name in ("bleu_4", "cider", "label_accuracy", "length_in_range", "repetition"):
+        assert name in done.stdout and results[name]["value"] is not None
+    for path in ("held_out/output.json", "eval/report.md", "narrated/script.md"):
+        assert str(folder / path) in done.stdout and (folder / path).is_file()
+    output = json.loads((folder / "held_out/output.json").read_text("utf-8"))
+    assert len(output) == 52 and len(list((folder / "cuts").glob("*.json"))) == 60
+
+
+def test_a_second_quickstart_reuses_everything(quickstart):
+    folder, _ = quickstart
+    kept = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    kept |= {p: p.stat().st_mtime_ns for p in folder.rglob("*.mp4")}
+    again = run(["bash", "scripts/quickstart.sh", str(folder), "optimization.epochs=0.3"], ROOT)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_every_other_command_runs(quickstart, tmp_path):
+    """In a folder laid out as a reader's would be: a few videos of one's own, and small models for large
+    ones.
+    """
+    folder, _ = quickstart
+    for name in ("configs", "data", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/sample").symlink_to(folder)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/baichuan-7b").symlink_to(ROOT / "data/sample/models/backbone")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    annotations = json.loads((ROOT / "data/sample/annotations.json").read_text("utf-8"))
+    mine = {name: annotations[name] for name in ("sample01.mp4", "sample02.mp4", "sample49.mp4")}
+    (tmp_path / "annotations.json").write_text(json.dumps(mine, ensure_ascii=False), "utf-8")
+    (tmp_path / "test_ids.txt").write_text("sample49.mp4\n")
+    (tmp_path / "videos").mkdir()
+    for name in mine:
+        (tmp_path / "videos" / name).symlink_to(folder / "videos" / name)
+    ran = []
+    for command in commands():
+        if command.startswith("bash scripts/"):  # the quickstart ran above; the other is what runs this test
+            assert command in ("bash scripts/quickstart.sh", "bash scripts/test.sh")
+            continue
+        smaller = command.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
+        smaller = smaller.replace(" --device cuda", "")
+        if " train " in smaller:
+            smaller += " optimization.epochs=0.3 optimization.precision=fp32"
+        if "measure_grounding" in smaller:
+            smaller += " --rotations 1 --ids test_ids.txt"
+        done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, f"{shlex.quote(smaller)}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
+        ran.append(command)
+    assert len(ran) == 8
+    assert (tmp_path / "runs/mine/eval/results.json").is_file()
+    assert (tmp_path / "runs/my_video/script.md").is_file()
+
+
+def test_what_the_readme_points_at_is_there():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for folder in re.findall(r"^\| `([\w/]+)/` \|", README, re.M):
+        assert (ROOT / folder).is_dir(), folder

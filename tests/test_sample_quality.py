@@ -1,0 +1,55 @@
+"""What the sample model has to reach when the quickstart trains it in full. Slow: several minutes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The full quickstart in a folder of its own, and the grounding measure on its checkpoint."""
+    folder = tmp_path_factory.mktemp("full") / "run"
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    subprocess.run(["bash", "scripts/quickstart.sh", str(folder)], cwd=ROOT, env=environment, check=True)
+    command = [
+        sys.executable,
+        "scripts/measure_grounding.py",
+        "--checkpoint",
+        str(folder / "train/checkpoint"),
+    ]
+    done = subprocess.run(
+        [*command, "--features", str(folder / "features")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return folder, json.loads(done.stdout)
+
+
+def test_lengths_and_labels(measured):
+    folder, _ = measured
+    metrics = json.loads((folder / "eval/results.json").read_text("utf-8"))["metrics"]
+    assert metrics["length_in_range"]["value"] >= 0.70
+    assert metrics["label_accuracy"]["value"] >= 0.80
+
+
+def test_narrations_say_what_is_seen(measured):
+    _, conditions = measured
+    true, shuffled = (conditions[name]["grounding"]["all"]["right"] for name in ("true", "shuffled"))
+    assert true >= 0.80
+    assert true - shuffled >= 0.40
+
+
+def test_what_an_earlier_clip_showed_comes_from_memory(measured):
+    _, conditions = measured
+    own, other = (conditions[name]["grounding"]["gift"]["right"] for name in ("true", "memory"))
+    assert own > other
