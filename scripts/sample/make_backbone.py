@@ -43,8 +43,8 @@ CAPTION_WORDS = {
 }  # fmt: skip
 HISTORY_WEIGHT, SEEN_WEIGHT = 0.2, 4.0
 SHORT_SHARE, CLIP_PARTS = 0.5, 6
-"""The first half of the steps shows one clip without product and earlier clips: in a short text it is soon found that
-the slot's words are worth reading. A clip has six parts: header, slot, question, label, number, narration."""
+"""The first half of the steps shows one clip without product and earlier clips: in a short text it is soon
+found that the slot's words are worth reading. A clip's parts: header, slot, question, label, number, text."""
 
 
 def make_stories(number: int, seed: int) -> list[SampleVideo]:
@@ -126,7 +126,8 @@ def train_tokenizer(stories: list[SampleVideo], template: Template, folder: Path
             input=str(corpus), model_prefix=str(Path(scratch) / "tokenizer"), model_type="bpe",
             vocab_size=VOCABULARY, byte_fallback=True, split_digits=True, add_dummy_prefix=False,
             remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
-            user_defined_symbols=["\n"], required_chars="▁", max_sentencepiece_length=2, num_threads=1, minloglevel=2,
+            user_defined_symbols=["\n"], required_chars="▁", max_sentencepiece_length=2, num_threads=1,
+            minloglevel=2,
         )  # fmt: skip
         tokenizer = LlamaTokenizer.from_pretrained(
             scratch, vocab_file=str(Path(scratch) / "tokenizer.model"), add_prefix_space=False, legacy=False

@@ -15,7 +15,6 @@ from videonarrator.modeling.backbones import (
     add_tokens,
     load_backbone,
     load_tokenizer,
-    new_backbone,
 )
 from videonarrator.modeling.lora import add_lora, linear_layers, set_trainable
 from videonarrator.modeling.narrator import Narrator
@@ -103,16 +102,6 @@ def test_other_causal_language_models_load_too(tmp_path):
     _, split = fused_and_split("sdpa")
     split.save_pretrained(tmp_path)
     assert type(load_backbone(str(tmp_path))) is LlamaForCausalLM
-    assert new_backbone(str(tmp_path), 50).get_output_embeddings().weight.shape == (50, 32)
-
-
-def test_new_backbone_has_its_rows_and_drawn_weights(backbone):
-    torch.manual_seed(3)
-    model = new_backbone(str(backbone), 77)
-    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 77
-    drawn = model.model.layers[1].self_attn.W_pack.weight.std().item()
-    assert drawn == pytest.approx(model.config.initializer_range, rel=0.1)
-    assert not model.lm_head.weight[:50].equal(load_backbone(str(backbone)).lm_head.weight[:50])
 
 
 def test_backbone_with_a_pickle_or_without_some_weights_is_refused(backbone, tmp_path):

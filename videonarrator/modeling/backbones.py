@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -93,17 +92,6 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32) -> nn.Modu
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"its files lack {len(missing)} of the weights, first {', '.join(missing[:3])}")
     return model
-
-
-def new_backbone(config_folder: str, vocabulary: int) -> nn.Module:
-    """A causal LM with the configuration in `config_folder` and `vocabulary` rows, its weights random."""
-    if _is_fused(config_folder):
-        config = BaichuanConfig.from_pretrained(config_folder)
-        config.vocab_size = vocabulary
-        return BaichuanForCausalLM(config)
-    config = AutoConfig.from_pretrained(config_folder)
-    config.vocab_size = vocabulary
-    return AutoModelForCausalLM.from_config(config)
 
 
 def load_tokenizer(source: str) -> Any:
