@@ -29,11 +29,13 @@ class ModelSettings:
     head).
 
     adapter: `lora` trains LoRA, embeddings, projector and position table; `full` trains every weight.
+    projector: a BLIP-2 folder whose `language_projection` the projector starts from; "" draws it at random.
     bos: begin every prompt with the tokenizer's BOS. strip_around_added_tokens: the published set-up's
     tokenisation.
     """
 
     backbone: str = MISSING
+    projector: str = ""
     template: str = "zh"
     adapter: Literal["lora", "full"] = "lora"
     rank: int = 64

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -71,6 +72,8 @@ def train(
     )
     _check_lengths(dataset, narrator)
     narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, dataset[0]["visual"])
+    if config.model.projector:
+        start_projector(narrator.projector, Path(config.model.projector))
     trainer = NarratorTrainer(
         model=narrator,
         args=training_arguments(settings, output / STATES),
@@ -120,6 +123,25 @@ def build_narrator(config: TrainConfig, feature_width: int) -> tuple[Narrator, A
     narrator = Narrator(language_model, projector, tokenizer.convert_tokens_to_ids(VISUAL_PATCH))
     set_trainable(narrator, full=full)
     return narrator, tokenizer
+
+
+def start_projector(projector: VisualProjector, folder: Path) -> None:
+    """Start the projector from a BLIP-2's `language_projection`; half its bias, since ours enters twice."""
+    names = ("language_projection.weight", "language_projection.bias")
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            tensors |= {name: stored.get_tensor(name).float() for name in names if name in stored.keys()}  # noqa: SIM118
+    shape = projector.linear.weight.shape
+    if set(tensors) != set(names) or tensors[names[0]].shape != shape:
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()} or "none"
+        raise NarratorError(
+            f"model.projector={folder}: expected a BLIP-2 folder with a language_projection of {list(shape)}, "
+            f'found {found}; give another, or model.projector="" to start at random'
+        )
+    with torch.no_grad():
+        projector.linear.weight.copy_(tensors[names[0]])
+        projector.linear.bias.copy_(tensors[names[1]] / 2)
 
 
 def training_arguments(settings: OptimizationSettings, states: Path) -> TrainingArguments:

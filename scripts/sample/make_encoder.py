@@ -204,7 +204,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=1000, help="of learning to see")
-    parser.add_argument("--code-steps", type=int, default=400, help="of learning to say it in codes")
+    parser.add_argument("--code-steps", type=int, default=900, help="of learning to say it in codes")
     parser.add_argument("--start", help="an encoder that can see already: only the codes are learnt")
     parser.add_argument("--stills", type=int, default=14000)
     parser.add_argument("--out", type=Path, default=Path("data/sample/models/blip2"))
