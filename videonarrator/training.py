@@ -136,8 +136,8 @@ def start_projector(projector: VisualProjector, folder: Path) -> None:
     if set(tensors) != set(names) or tensors[names[0]].shape != shape:
         found = {name: list(tensor.shape) for name, tensor in tensors.items()} or "none"
         raise NarratorError(
-            f"model.projector={folder}: expected a BLIP-2 folder with a language_projection of {list(shape)}, "
-            f'found {found}; give another, or model.projector="" to start at random'
+            f"model.projector={folder}: expected a BLIP-2 folder with a language_projection of "
+            f'{list(shape)}, found {found}; give another, or model.projector="" to start at random'
         )
     with torch.no_grad():
         projector.linear.weight.copy_(tensors[names[0]])

@@ -1,8 +1,9 @@
 """Gives data/sample/models/blip2 its language_projection: from what the queries answer to the words for it.
 
-As BLIP-2's second stage does for a frozen language model, here in closed form, since the small encoder's answers are
-known codes: the linear map that takes each code to the backbone's embedding of the word for it (for an answer without
-a word, to the embedding of the comma). Training starts its projector from it (`model.projector`).
+As BLIP-2's second stage does for a frozen language model, here in closed form, since the small encoder's
+answers are known codes: the linear map that takes each code to the backbone's embedding of the word for it
+(for an answer without a word, to the embedding of the comma). Training starts its projector from it
+(`model.projector`).
 
     python scripts/sample/align.py [--blip2 data/sample/models/blip2] [--backbone data/sample/models/backbone]
 """
