@@ -7,6 +7,7 @@ as text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,15 +114,25 @@ def _write_narration(
         temperature = _draw(settings, attempt)
         parts = [seed, task.index, 1 + attempt]
         raw = _decode(checkpoint, ids, task, settings, settings.narration_penalty, temperature, parts)
-        text = raw.strip()
-        length = count_units(text, checkpoint.template.language)
-        gap = (not text, length_gap(length, task.low, task.high))
-        if best is None or gap < best_gap:
-            best, best_gap = ClipResult(task.index, label, text, raw, attempt, seed), gap
-        if gap == (False, 0):
+        whole = raw.strip()
+        language = checkpoint.template.language
+        for text in [whole, *(clause_ends(whole, language) if settings.attempts > 1 else ())]:
+            length = count_units(text, language)
+            gap = (not text, length_gap(length, task.low, task.high))
+            if best is None or gap < best_gap:
+                best, best_gap = ClipResult(task.index, label, text, raw, attempt, seed), gap
+            if gap == (False, 0):
+                break
+        if best_gap == (False, 0):
             break
     assert best is not None
     return best
+
+
+def clause_ends(text: str, language: str = "zh") -> list[str]:
+    """`text` ended after each of its clauses but the last, the longest first: never inside a word or number."""
+    ends = [match.start() for match in re.finditer(r"[，；。！？](?=.)|[,;.!?](?= )", text)]
+    return [text[:end] + ("." if language == "en" else "。") for end in reversed(ends) if end]
 
 
 def _prompt_ids(

@@ -91,8 +91,8 @@ class DecodingSettings:
     tokens).
 
     greedy: always the likeliest token. attempts: how often a narration outside its length range is written
-    again (sampled at `retry_temperature`) before the nearest one is taken; 1 only asks for the length in the
-    prompt.
+    again (sampled at `retry_temperature`) before the nearest one is taken, ended after one of its clauses if
+    need be; 1 only asks for the length in the prompt.
     """
 
     greedy: bool = True

@@ -12,7 +12,7 @@ from data_process.prepare import video_story
 from videonarrator.checkpoint import load_checkpoint
 from videonarrator.clip_inputs import IGNORED, encode, generation_inputs, training_inputs
 from videonarrator.decoding import choose, penalised, write_line
-from videonarrator.generation import ClipTask, narrate_video, stop_ids
+from videonarrator.generation import ClipTask, clause_ends, narrate_video, stop_ids
 from videonarrator.schema import NarratorError, Product
 from videonarrator.settings import DecodingSettings
 
@@ -244,11 +244,13 @@ def test_choice_is_the_softmax_s():
 
 
 def test_stops_are_the_line_break_and_the_end(checkpoint):
-    newline, end = stop_ids(checkpoint.tokenizer)
+    newline, end, as_byte = stop_ids(checkpoint.tokenizer)
     assert checkpoint.tokenizer.decode([newline]) == "\n" and end == checkpoint.tokenizer.eos_token_id
+    assert checkpoint.tokenizer.convert_ids_to_tokens(as_byte) == "<0x0A>"
 
     class Other:
         eos_token_id = 2
+        unk_token_id = 0
 
         def encode(self, text, **rules):
             return [7, 8]
@@ -364,3 +366,12 @@ def test_faulty_clips_and_long_prompts_are_named(checkpoint, sample_videos, zh):
     long = Product(video.product.name, video.product.info * 40)
     with pytest.raises(NarratorError, match=r"clip 1: the prompt has \d+ tokens, the model takes 2048"):
         narrate_video(checkpoint, long, [first], 6, settings)
+
+
+def test_a_text_is_ended_after_whole_clauses_only():
+    assert clause_ends("现价3.4折，很轻，很稳！") == ["现价3.4折，很轻。", "现价3.4折。"]
+    assert clause_ends("Only 1,200 left, so hurry. Now!", "en") == [
+        "Only 1,200 left, so hurry.",
+        "Only 1,200 left.",
+    ]
+    assert clause_ends("没有停顿。") == [] and clause_ends("") == []
