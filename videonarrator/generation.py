@@ -130,7 +130,7 @@ def _write_narration(
 
 
 def clause_ends(text: str, language: str = "zh") -> list[str]:
-    """`text` ended after each of its clauses but the last, the longest first: never inside a word or number."""
+    """`text` ended after each of its clauses but the last, the longest first; words stay whole."""
     ends = [match.start() for match in re.finditer(r"[，；。！？](?=.)|[,;.!?](?= )", text)]
     return [text[:end] + ("." if language == "en" else "。") for end in reversed(ends) if end]
 
