@@ -53,3 +53,25 @@ def test_what_an_earlier_clip_showed_comes_from_memory(measured):
     _, conditions = measured
     own, other = (conditions[name]["grounding"]["gift"]["right"] for name in ("true", "memory"))
     assert own > other
+
+
+def test_real_footage_gets_a_script_that_fits(measured, tmp_path):
+    from video_helpers import real_footage
+
+    folder, _ = measured
+    product = tmp_path / "product.yaml"
+    product.write_text(
+        "name: 轻骑山地车\ninfo:\n  材质: [铝合金车架, 防滑轮胎]\n  功效: [骑行更轻松]\n", "utf-8"
+    )
+    verb = [str(Path(sys.executable).parent / "videonarrator"), "narrate", str(real_footage("bikes.mp4"))]
+    words = [
+        "--product",
+        str(product),
+        "--checkpoint",
+        str(folder / "train/checkpoint"),
+        "--out",
+        str(tmp_path),
+    ]
+    subprocess.run([*verb, *words], cwd=ROOT, check=True)
+    lines = json.loads((tmp_path / "script.json").read_text("utf-8"))["lines"]
+    assert len(lines) == 5 and all(line["in_range"] for line in lines)
