@@ -10,7 +10,7 @@ from cli_world import HELD_OUT, VIDEOS, files, read, run, start, states, succeed
 
 from data_process.feature_store import FeatureStore
 from data_process.shots import read_cuts
-from data_process.video_file import probe
+from data_process.video_file import decode_pictures, probe
 from metrics.__main__ import main as score
 from videonarrator.schema import output_key
 from videonarrator.storyline import SCRIPT_LABELS
@@ -269,10 +269,16 @@ def test_torn_last_line_of_the_log(world, all_ids, whole, tmp_path):
 def test_an_unfinished_video_is_rendered_anew(world, tmp_path):
     shutil.copytree(world.videos, tmp_path, dirs_exist_ok=True)
     video = tmp_path / "sample39.mp4"
-    whole = video.read_bytes()
+    pictures, info = _pictures(video), probe(video)
     video.rename(tmp_path / "sample39.mp4.partial")  # what a kill leaves
     succeed("sample", "render", "--data", world.data, "--out", tmp_path)
-    assert video.read_bytes() == whole and files(tmp_path) == files(world.videos)
+    assert probe(video) == info and files(tmp_path) == files(world.videos)
+    again = _pictures(video)
+    assert all(abs(one - two).mean() < 1 for one, two in zip(pictures, again, strict=True))
+
+
+def _pictures(video):
+    return [picture.to_ndarray(format="rgb24").astype(int) for _, picture in decode_pictures(video)]
 
 
 # -------------------- the command itself
