@@ -2,7 +2,8 @@
 needed.
 
 The same scenes give the same pixels every time: what moves depends on the clip's progress, what jitters on a
-seed made from the video's id.
+seed made from the video's id. The file's bytes are no part of the promise: in a process that has done other
+work, x264 was seen to end the first picture a byte or two later, with every pixel the same.
 """
 
 from __future__ import annotations

@@ -11,10 +11,8 @@ from metrics import Evaluation, evaluate
 
 @pytest.fixture(scope="session")
 def fixture_folder(shared: Path) -> Path:
-    folder = shared / "data" / "metrics_fixture"
-    if not (folder / "golden.json").is_file():
-        pytest.skip(f"no reference numbers: {folder / 'golden.json'} is missing")
-    return folder
+    """Input and numbers of the published metric code."""
+    return shared / "data" / "metrics_fixture"
 
 
 @pytest.fixture(scope="session")
