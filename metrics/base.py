@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 HIGHER_IS_BETTER = {
     "bleu_1": True,
     "bleu_2": True,
     "bleu_3": True,
     "bleu_4": True,
+    "meteor": True,
     "cider": True,
+    "emscore": True,
+    "emscore_ref": True,
+    "info_sim": True,
+    "info_diverse": True,
     "repetition": False,
     "length_in_range": True,
     "length_mae": False,
@@ -30,16 +37,30 @@ Skips = list[tuple[str, str]]
 """(key, reason) of what was left out; a list, because a key that stands twice in a file is left out once."""
 
 
+Aggregate = Callable[[np.ndarray], np.ndarray]
+"""From summed statistics [..., statistics] to values [...]."""
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """The mean from (sum of values, number of values), [..., 2] -> [...]; NaN where nothing was summed."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., 0] / sums[..., 1]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a metric function returns: the value, the value of each item (same order as the input), and parts.
 
-    An item that takes no part in the value (a story that is too short for the metric) is None.
+    An item that takes no part in the value (a story that is too short for the metric) is None. statistics
+    [items, statistics], float64: what each item adds to the sums that `aggregate` makes the value of (so that
+    a resampled value costs one sum); None: the value is the mean of the items that are not None.
     """
 
     value: float
     per_item: list[float | None]
     components: dict[str, float] = field(default_factory=dict)
+    statistics: np.ndarray | None = None
+    aggregate: Aggregate = ratio
 
 
 @dataclass(frozen=True)
@@ -62,18 +83,30 @@ class Signature:
 class Score:
     """One metric's result. `value` is None where nothing could be scored; `unit` says what `n_scored` counts.
 
-    samples: value of each scored clip (key of output.json) or story (video id). ci95 is None until it is
-    computed.
+    rows: the key of each scored item, a clip (key of output.json) or story (video id); samples: key -> value.
+    statistics [rows, statistics] and aggregate: as in `Measured`. published: the value under the published
+    rules, and moved: rule -> how far leaving it out moved the value; both only where the value is the
+    corrected one. ci95 is None until it is computed.
     """
 
     name: str
     value: float | None
     signature: Signature
+    rows: list[str]
     samples: dict[str, float]
     skips: Skips
     unit: str = "clip"
     components: dict[str, float] = field(default_factory=dict)
+    statistics: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    aggregate: Aggregate = ratio
+    published: float | None = None
+    moved: dict[str, float | None] = field(default_factory=dict)
     ci95: tuple[float, float] | None = None
+
+    @property
+    def videos(self) -> list[str]:
+        """The video of each row."""
+        return [key.rpartition("_")[0] if self.unit == "clip" else key for key in self.rows]
 
     def as_json(self) -> dict[str, Any]:
         """The metric's object in results.json."""
@@ -86,7 +119,35 @@ class Score:
             "ci95": self.ci95,
             "higher_is_better": HIGHER_IS_BETTER[self.name],
             "components": self.components,
+            "published": self.published,
+            "moved": self.moved,
         }
+
+
+def make_score(
+    signature: Signature, keys: Sequence[str], measured: Measured | None, skips: Skips, unit: str = "clip"
+) -> Score:
+    """The score of the items `keys`; measured None: nothing could be scored."""
+    if measured is None:
+        return Score(signature.name, None, signature, [], {}, skips, unit)
+    pairs = list(zip(keys, measured.per_item, strict=True))
+    scored = [(key, value) for key, value in pairs if value is not None]
+    statistics, rows = measured.statistics, list(keys)
+    if statistics is None:
+        rows = [key for key, _ in scored]
+        statistics = np.array([[value, 1.0] for _, value in scored]).reshape(-1, 2)
+    return Score(
+        signature.name,
+        measured.value,
+        signature,
+        rows,
+        dict(scored),
+        skips,
+        unit,
+        measured.components,
+        statistics,
+        measured.aggregate,
+    )
 
 
 def sha256(path: Path) -> str:

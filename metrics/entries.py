@@ -1,4 +1,4 @@
-"""Reading output.json: its entries, why some cannot be used, and which of them the annotations know."""
+"""Reading output.json: its entries, and why some cannot be used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from metrics.base import Skips
@@ -61,7 +61,7 @@ def read_object(path: Path, what: str) -> _Object:
     if not path.is_file():
         there = "a folder" if path.is_dir() else "no such file"
         near = sorted(str(p) for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        raise NarratorError(f"{what} {path}: {there}" + (f"; there are: {_some(near)}" if near else ""))
+        raise NarratorError(f"{what} {path}: {there}" + (f"; there are: {some(near)}" if near else ""))
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Object)
     except UnicodeDecodeError as error:
@@ -143,7 +143,7 @@ def _is_text(value: object) -> bool:
 
 def require_fields(path: Path, output: Output, key: str, *, narrations: bool, references: bool) -> None:
     """Raise `NarratorError` where not one entry has a narration (under `key`) or reference that is needed."""
-    there = f"the entries' keys are: {_some(output.fields)}"
+    there = f"the entries' keys are: {some(output.fields)}"
     if narrations and not any("narration" not in entry.why for entry in output.entries):
         others = [n for n in output.fields if n not in ("gt", "label", "out_label")]
         hint = f"; type --key {others[0]}" if others and others[0] != key else ""
@@ -155,40 +155,6 @@ def require_fields(path: Path, output: Output, key: str, *, narrations: bool, re
         )
 
 
-def restrict(output: Output, path: Path, notes: list[str]) -> tuple[Output, Skips]:
-    """The output without the entries that the annotations lack; and the clips that the output lacks."""
-    texts: dict[tuple[str, int], str] = {}
-    known = set()
-    for name, video in read_object(path, "annotation file").items():
-        clips = video.get("frames") if isinstance(video, dict) else None
-        if not isinstance(clips, list) or not all(isinstance(clip, dict) for clip in clips):
-            raise NarratorError(f'annotation file {path}: video {name!r} has no list of clips under "frames"')
-        for i, clip in enumerate(clips):
-            place = PurePosixPath(name).stem, i
-            known.add(place)
-            if isinstance(clip.get("new_text"), str) and clip["new_text"].strip():
-                texts[place] = clip["new_text"]
-    entries = [entry for entry in output.entries if (entry.video, entry.clip) in known]
-    if not entries:
-        raise NarratorError(
-            f"annotation file {path}: it has none of the output's clips (output: {output.entries[0].key!r}, "
-            f"annotations: {', '.join(map(repr, sorted({video for video, _ in known})[:2]))}, ...); give the "
-            "file that the output was made from, or leave --annotations out"
-        )
-    unknown = [(e.key, "not_in_annotations") for e in output.entries if (e.video, e.clip) not in known]
-    present = {(entry.video, entry.clip) for entry in entries}
-    absent = [(f"{video}_{i}", "not_in_output") for video, i in texts if (video, i) not in present]
-    differing = sum(
-        entry.reference is not None
-        and texts.get((entry.video, entry.clip), entry.reference) != entry.reference
-        for entry in entries
-    )
-    if differing:
-        notes.append(
-            f'{differing} entries have another "gt" than the annotations; the output\'s "gt" is used.'
-        )
-    return Output(entries, output.rejected + unknown, output.fields), absent
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are, for messages."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,67 +1,53 @@
-"""From an output.json to the scores: which entries each metric takes, and with which settings."""
+"""From an output.json to the scores: which metrics the inputs allow, and their values under chosen rules."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from metrics import fit, ngram
-from metrics.base import HIGHER_IS_BETTER, Measured, Score, Signature, Skips, sha256
-from metrics.entries import Entry, Output, read_output, require_fields, restrict
-from metrics.repetition import join_single_characters, repetition, story_repetition
-from metrics.segment import Segmenter, Tokenizer, char_tokenizer, load_segmenter, load_tokenizer
-from videonarrator.length import REFERENCE_MARGIN
+from metrics.annotated import keep_ids, read_annotated, read_ids, restrict
+from metrics.base import HIGHER_IS_BETTER, Score, Skips, sha256
+from metrics.entries import Output, read_output, require_fields
+from metrics.meteor import java_missing
+from metrics.scoring.context import TOKENIZER, Context, Resources, Settings
+from metrics.scoring.corrections import PUBLISHED, variants
+from metrics.scoring.encoded_scores import EMSCORES, INFOS
+from metrics.scoring.groups import SEED, Progress, compare_scores, meteor_beside, score_all, with_interval
+from metrics.scoring.text_scores import BLEU
 from videonarrator.schema import GENERATED_KEY, NarratorError
 
-BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
-UNIT = {"zh": "characters", "en": "words"}
+NO_REFERENCE = ("label_accuracy", "repetition", "emscore", *INFOS)
+RESAMPLES = 1000
+"""Bootstrap resamples of a comparison where no number is given."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of one output.json. failed: metric -> what went wrong. inputs: role -> name and sha256."""
+    """All scores of one output.json. failed: metric -> what went wrong. inputs: role -> name and sha256.
+
+    lacking: metric -> what it would need. comparison: metric -> the paired test against another output.
+    """
 
     scores: dict[str, Score]
     failed: dict[str, str]
+    lacking: dict[str, str]
     settings: dict[str, str]
     inputs: dict[str, dict[str, str]]
     notes: list[str]
+    comparison: dict[str, dict[str, Any]]
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Metric -> why it has no value, where no entry could be scored (see its `n_skipped`)."""
-        reasons = {}
+        """Metric -> why it has no value: what it lacks, or why no entry could be scored."""
+        reasons = dict(self.lacking)
         for name, score in self.scores.items():
             if score.value is None:
-                counts = score.as_json()["n_skipped"]
-                reasons[name] = "nothing to score: " + ", ".join(
-                    f"{reason} {n}" for reason, n in counts.items()
-                )
-        return reasons
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the metrics of one evaluation share."""
-
-    output: Output
-    language: str
-    key: str
-    upstream: bool
-    clips: str
-    tokenizer: Tokenizer
-    segmenter: Segmenter | None
-    absent: Skips = field(default_factory=list)
-
-    def select(self, *fields: str) -> tuple[list[Entry], Skips]:
-        entries, skips = self.output.select(*fields)
-        return entries, skips + self.absent
-
-    def sign(self, name: str, **settings: str) -> Signature:
-        return Signature(name, {**settings, "clips": self.clips})
+                counts = score.as_json()["n_skipped"].items()
+                reasons[name] = "nothing to score: " + ", ".join(f"{reason} {n}" for reason, n in counts)
+        return {name: reasons[name] for name in HIGHER_IS_BETTER if name in reasons}
 
 
 def metric_names(chosen: Sequence[str] | None) -> list[str]:
@@ -85,65 +71,158 @@ def evaluate(
     output: str | Path,
     *,
     annotations: str | Path | None = None,
-    tokenizer: str | None = None,
+    ids: str | Path | None = None,
     metrics: Sequence[str] | None = None,
     language: str = "zh",
     key: str = GENERATED_KEY,
+    upstream: bool = False,
+    tokenizer: str | None = None,
     segmenter: str = "jieba",
     user_dict: str | Path | None = None,
-    upstream: bool = False,
-    progress: Callable[[str], None] = lambda line: None,
+    clip_model: str | None = None,
+    clip_backend: str = "transformers",
+    frame_features: str | Path | None = None,
+    frames: str | Path | None = None,
+    frame_cache: str | Path | None = None,
+    text_model: str | None = None,
+    idf: str | Path | None = None,
+    device: str = "cpu",
+    confidence: int = 0,
+    compare: str | Path | None = None,
+    progress: Progress = lambda line: None,
 ) -> Evaluation:
     """Score an output.json (`<video id>_<clip index>` -> {"gt", "label", "out_label", <key>: narration}).
 
-    annotations: entries unknown to it are skipped, clips it has and the output lacks are counted. tokenizer:
-    "chars", "words", or a SentencePiece file or folder (None: chars for zh, words for en). metrics: names
-    (None: all). upstream: the published arithmetic (texts under 4 characters left out, a final 。 added).
-    progress is called with one line per step. Raises `NarratorError` on bad input; a metric that fails stands
-    in `failed` and costs no other.
-    """
-    names = metric_names(metrics)
-    if language not in UNIT:
-        raise NarratorError(f"unknown language {language!r}; there are: {', '.join(UNIT)}")
-    output, choice = Path(output), tokenizer or ("words" if language == "en" else "chars")
-    inputs = {"output": output}
-    read = read_output(output, key)
-    references = bool({*names} - {"label_accuracy", "repetition"})
-    require_fields(output, read, key, narrations=names != ["label_accuracy"], references=references)
-    notes = _notes(output, read)
-    clips, absent = "all", []
-    if annotations is not None:
-        inputs["annotations"] = Path(annotations)
-        read, absent = restrict(read, inputs["annotations"], notes)
-        clips = f"annotated {sha256(inputs['annotations'])[:12]}"
-    ngrams = any(name in (*BLEU, "cider") for name in names)
-    settings = {"language": language, "key": key, "upstream": str(upstream).lower()}
-    words, tokens = None, char_tokenizer()
-    if "repetition" in names or (ngrams and choice == "words"):
-        progress("loading the segmenter")
-        words = load_segmenter(language, segmenter, user_dict)
-        settings["segmenter"] = words.name
-        inputs |= {} if user_dict is None else {"user_dict": Path(user_dict)}
-    if ngrams:
-        tokens = load_tokenizer(choice, words)
-        settings["tokenizer"] = tokens.name
-        inputs |= {} if tokens.file is None else {"tokenizer": tokens.file}
-    run = _Run(read, language, key, upstream, clips, tokens, words, absent)
+    annotations: entries unknown to it are skipped, clips it has and the output lacks are counted; it has the
+    products and clip times that InfoSim and InfoDiverse need. ids: file of the video ids that count. metrics:
+    names (None: all that the inputs allow). upstream: the published arithmetic, see `scoring.corrections`.
+    tokenizer: "chars", "words", or a SentencePiece file or folder (None: chars for zh, words for en).
+    clip_model with frame_features (safetensors, key -> [frames, dim]) or frames (a folder of stills, whose
+    features are kept in the file frame_cache): EMScore. text_model, with idf or the annotations' products:
+    InfoSim, InfoDiverse. Models are local folders or hub names. confidence: bootstrap resamples over videos
+    for 95% intervals (0: none). compare: another output.json, for a paired bootstrap test of each metric.
+    progress is called with one line per step.
 
-    scores: dict[str, Score] = {}
-    failed: dict[str, str] = {}
-    for group, compute in _GROUPS:
-        wanted = [name for name in group if name in names]
-        if not wanted:
-            continue
-        progress(f"{', '.join(wanted)}: {len(read.entries)} entries")
-        try:
-            results = {score.name: score for score in compute(run)}
-            scores.update((name, results[name]) for name in wanted)
-        except Exception as error:  # noqa: BLE001 - one metric's failure must not cost the others; it is reported
-            failed.update((name, f"{type(error).__name__}: {error}") for name in wanted)
-    files = {role: {"file": path.name, "sha256": sha256(path)} for role, path in inputs.items()}
-    return Evaluation(scores, failed, settings, files, notes)
+    Raises `NarratorError` on bad input; a metric that fails stands in `failed` and costs no other.
+    """
+    settings = Settings(
+        language=language,
+        key=key,
+        upstream=upstream,
+        tokenizer=tokenizer,
+        segmenter=segmenter,
+        user_dict=_path(user_dict),
+        clip_model=clip_model,
+        clip_backend=clip_backend,
+        frame_features=_path(frame_features),
+        frames=_path(frames),
+        text_model=text_model,
+        idf=_path(idf),
+        device=device,
+    )
+    if language not in TOKENIZER:
+        raise NarratorError(f"unknown language {language!r}; there are: {', '.join(TOKENIZER)}")
+    names = metric_names(metrics)
+    needs = {name: lack for name in names if (lack := _lacking(name, settings, annotations is not None))}
+    for name, lack in needs.items():
+        if metrics is not None and name != "meteor":  # a missing Java is not a mistake in the command
+            raise NarratorError(f"{name} {lack}")
+    names = [name for name in names if name not in needs]
+    notes: list[str] = []
+    annotated = {} if annotations is None else read_annotated(Path(annotations))
+    resources = Resources(settings, annotated, _path(frame_cache), progress)
+    context = _context(Path(output), resources, _path(annotations), _path(ids), names, notes)
+    other = None
+    if compare is not None:
+        other = _context(Path(compare), resources, _path(annotations), _path(ids), names, [])
+    with meteor_beside(names, progress) as meteor:
+        used = _load(resources, names, progress)
+        rule_sets = [PUBLISHED] if upstream else variants(names)
+        scores, failed = score_all(context, names, rule_sets, meteor, progress)
+        others: dict[str, Score] = {}
+        if other is not None:
+            progress(f"the same for {Path(str(compare)).name}")
+            others, other_failed = score_all(other, names, rule_sets[:1], meteor, progress)
+            failed |= {f"{name} of {compare}": reason for name, reason in other_failed.items()}
+    if confidence:
+        scores = {name: with_interval(score, confidence) for name, score in scores.items()}
+    comparison = {
+        name: compare_scores(scores[name], theirs, confidence or RESAMPLES)
+        for name, theirs in others.items()
+        if name in scores and scores[name].value is not None and theirs.value is not None
+    }
+    notes += _remarks(names, settings, resources)
+    files = {
+        "output": _path(output),
+        "annotations": _path(annotations),
+        "ids": _path(ids),
+        "compare": _path(compare),
+        "frame_features": settings.frame_features,
+        "idf": settings.idf,
+    } | used
+    inputs = {
+        role: {"file": path.name, "sha256": sha256(path)} for role, path in files.items() if path is not None
+    }
+    described = _described(settings, resources) | {
+        "resamples": str(confidence or (RESAMPLES if compare else 0)),
+        "seed": str(SEED),
+    }
+    return Evaluation(scores, failed, needs, described, inputs, notes, comparison)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _lacking(name: str, settings: Settings, annotated: bool) -> str | None:
+    """What a metric lacks among inputs and programs, None where it has all."""
+    if name == "meteor":
+        return java_missing()
+    if name in EMSCORES:
+        if settings.clip_model is None:
+            return "needs a CLIP model: type --clip-model DIR_OR_NAME"
+        if settings.frame_features is None and settings.frames is None:
+            return "needs the clips' frames: type --frame-features FILE.safetensors, or --frames DIR"
+        if settings.frame_features is None and not annotated:
+            return "needs the clips' times to find their stills: type --annotations FILE"
+    if name in INFOS:
+        if settings.text_model is None:
+            return "needs a text encoder: type --text-model DIR_OR_NAME"
+        if not annotated:
+            return "needs each video's product and clip times: type --annotations FILE"
+    return None
+
+
+def _context(
+    path: Path,
+    resources: Resources,
+    annotations: Path | None,
+    ids: Path | None,
+    names: list[str],
+    notes: list[str],
+) -> Context:
+    settings = resources.settings
+    output = read_output(path, settings.key)
+    require_fields(
+        path,
+        output,
+        settings.key,
+        narrations=names != ["label_accuracy"],
+        references=bool({*names} - {*NO_REFERENCE}),
+    )
+    notes += _notes(path, output)
+    absent: Skips = []
+    clips, listed_ids = [], None
+    if annotations is not None:
+        output, absent = restrict(output, resources.annotated, annotations, notes)
+        clips.append(f"annotated {sha256(annotations)[:12]}")
+    whole = listed = output, absent
+    if ids is not None:
+        known = {entry.video for entry in output.entries} | set(resources.annotated)
+        listed_ids = read_ids(ids, known, notes)
+        listed = keep_ids(output, absent, listed_ids.listed)
+        clips.append(f"ids {sha256(ids)[:12]}")
+    return Context(settings, resources, whole, listed, listed_ids, ", ".join(clips) or "all")
 
 
 def _notes(path: Path, output: Output) -> list[str]:
@@ -158,111 +237,53 @@ def _notes(path: Path, output: Output) -> list[str]:
     return notes
 
 
-def _score(signature: Signature, keys: Sequence[str], measured: Measured | None, skips: Skips) -> Score:
-    if measured is None:
-        return Score(signature.name, None, signature, {}, skips)
-    samples = {key: value for key, value in zip(keys, measured.per_item, strict=True) if value is not None}
-    return Score(signature.name, measured.value, signature, samples, skips, components=measured.components)
+def _load(resources: Resources, names: list[str], progress: Progress) -> dict[str, Path]:
+    """Load what can be wrong in the command, before anything is scored; the files that were used, by role."""
+    used: dict[str, Path] = {}
+    settings, wanted = resources.settings, {*names}
+    ngrams = wanted & {*BLEU, "meteor", "cider"}
+    known_words = wanted & {"repetition", *INFOS} or (ngrams and resources.tokenizer_choice == "words")
+    if known_words or wanted & {*EMSCORES}:
+        progress("loading the segmenter")
+    if known_words and resources.knowledge_words and settings.user_dict is not None:
+        used["user_dict"] = settings.user_dict
+    if ngrams and (file := resources.tokenizer.file) is not None:
+        used["tokenizer"] = file
+    if wanted & {*INFOS}:
+        _ = resources.points
+    if wanted & {*EMSCORES} and settings.frame_features is not None:
+        _ = resources.frame_features
+    return used
 
 
-def _captions(run: _Run) -> tuple[list[str], list[str], list[str], Skips]:
-    """Keys, narrations and references that the n-gram metrics take."""
-    entries, skips = run.select("narration", "reference")
-    rows = []
-    for entry in entries:
-        narration, reference = str(entry.narration), str(entry.reference)
-        if run.upstream:
-            short = f"_under_{ngram.SHORTEST_UPSTREAM}_characters"
-            prepared = ngram.upstream_text(narration), ngram.upstream_text(reference)
-            if prepared[0] is None or prepared[1] is None:
-                skips.append((entry.key, ("narration" if prepared[0] is None else "reference") + short))
-                continue
-            narration, reference = prepared[0], prepared[1]
-        if run.tokenizer.encode(reference):
-            rows.append((entry.key, narration, reference))
-        else:
-            skips.append((entry.key, "reference_without_tokens"))
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], skips
+def _remarks(names: list[str], settings: Settings, resources: Resources) -> list[str]:
+    """What a reader of the numbers should know, as far as it applies to this run."""
+    notes = []
+    if "meteor" in names:
+        notes.append("METEOR is given tokens as if they were English words, as published.")
+    if {*INFOS} & {*names}:
+        notes.append(
+            "The idf weights have no effect: with one nearest point a weight multiplies and divides the same "
+            "value."
+        )
+    if settings.user_dict is not None and settings.segmenter != "jieba":
+        notes.append("The user dictionary has no effect in jieba's neural mode.")
+    for encoder in ("clip_encoder", "text_encoder"):
+        if encoder in vars(resources) and (cut := getattr(resources, encoder).truncated):
+            notes.append(f"{cut} texts are longer than the {encoder.replace('_', ' ')} takes and were cut.")
+    return notes
 
 
-def _ngram_settings(run: _Run) -> dict[str, str]:
-    text = f"final 。, at least {ngram.SHORTEST_UPSTREAM} characters" if run.upstream else "as written"
-    library = f"pycocoevalcap-{version('pycocoevalcap')}"
-    return {"key": run.key, "tokenizer": run.tokenizer.name, "text": text, "library": library}
+_NAMED = ("tokenizer", "words", "knowledge_words", "clip_encoder", "text_encoder")
 
 
-def _bleu(run: _Run) -> list[Score]:
-    keys, narrations, references, skips = _captions(run)
-    results = ngram.bleu(narrations, references, run.tokenizer.encode) if keys else {}
-    settings = _ngram_settings(run)
-    return [_score(run.sign(name, **settings), keys, results.get(name), skips) for name in BLEU]
-
-
-def _cider(run: _Run) -> list[Score]:
-    keys, narrations, references, skips = _captions(run)
-    if len(keys) == 1:  # with one reference every n-gram has weight 0
-        skips, keys = [*skips, (keys[0], "cider_needs_two_clips")], []
-    measured = ngram.cider(narrations, references, run.tokenizer.encode) if keys else None
-    return [_score(run.sign("cider", **_ngram_settings(run), sigma="6"), keys, measured, skips)]
-
-
-def _repetition(run: _Run) -> list[Score]:
-    fields = ("narration", "reference") if run.upstream else ("narration",)
-    entries, skips = run.select(*fields)
-    stories: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda e: e.clip):
-        stories.setdefault(entry.video, []).append(entry)
-    segmenter = run.segmenter
-    assert segmenter is not None, "evaluate loads one wherever repetition is asked for"
-    join = list if run.language == "en" else join_single_characters
-    videos = list(dict.fromkeys(entry.video for entry in entries))  # file order
-    texts = [[str(entry.narration) for entry in stories[video]] for video in videos]
-    units = [[join(segmenter.words(text)) for text in story] for story in texts]
-    scored = [
-        video for video, story in zip(videos, units, strict=True) if story_repetition(story) is not None
-    ]
-    skips += [(video, "story_without_two_narrations") for video in videos if video not in set(scored)]
-    name = "words" if run.language == "en" else "words, single characters joined"
-    signature = run.sign(
-        "repetition", key=run.key, segmenter=segmenter.name, units=name, entries=" and ".join(fields)
-    )
-    measured = repetition(texts, segmenter.words, join) if scored else None
-    score = _score(signature, videos, measured, skips)
-    return [Score(score.name, score.value, signature, score.samples, skips, "story", score.components)]
-
-
-def _lengths(run: _Run) -> list[Score]:
-    entries, skips = run.select("narration", "reference")
-    keys, narrations, references = (
-        [entry.key for entry in entries],
-        [str(entry.narration) for entry in entries],
-        [str(entry.reference) for entry in entries],
-    )
-    unit = UNIT[run.language]
-    margin = f"reference -/+{REFERENCE_MARGIN[run.language]} {unit}"
-    inside = run.sign("length_in_range", key=run.key, range=margin)
-    error = run.sign("length_mae", key=run.key, unit=unit)
-    if not keys:
-        return [_score(inside, [], None, skips), _score(error, [], None, skips)]
-    return [
-        _score(inside, keys, fit.length_in_range(narrations, references, run.language), skips),
-        _score(error, keys, fit.length_mae(narrations, references, run.language), skips),
-    ]
-
-
-def _labels(run: _Run) -> list[Score]:
-    entries, skips = run.select("label", "generated_label")
-    signature = run.sign("label_accuracy", match="sets of labels, variants resolved")
-    if not entries:
-        return [_score(signature, [], None, skips)]
-    measured = fit.label_accuracy([str(e.generated_label) for e in entries], [str(e.label) for e in entries])
-    return [_score(signature, [entry.key for entry in entries], measured, skips)]
-
-
-_GROUPS: tuple[tuple[tuple[str, ...], Callable[[_Run], list[Score]]], ...] = (
-    (BLEU, _bleu),
-    (("cider",), _cider),
-    (("repetition",), _repetition),
-    (("length_in_range", "length_mae"), _lengths),
-    (("label_accuracy",), _labels),
-)
+def _described(settings: Settings, resources: Resources) -> dict[str, str]:
+    """The settings as results.json has them: what was chosen, with the names of what was loaded."""
+    chosen = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    described = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in chosen.items()
+        if value is not None and not isinstance(value, Path) and name not in _NAMED
+    }
+    loaded = vars(resources)  # the names of what was loaded in place of what was typed
+    return described | {name: loaded[name].name for name in _NAMED if name in loaded}

@@ -1,18 +1,20 @@
 """BLEU-1..4 and CIDEr over tokens, one reference each, through pycocoevalcap (paper, section 5.2).
 
-The published numbers are taken on token ids of the backbone's tokenizer; any tokenizer of `metrics.segment`
-serves.
+The published numbers are taken on token ids of the backbone's tokenizer; any tokenizer of
+`metrics.words.segment` serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
-from pycocoevalcap.bleu.bleu import Bleu
+import numpy as np
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 
 from metrics.base import Measured, check_pairs
-from metrics.segment import char_tokenizer
+from metrics.words.segment import char_tokenizer
 
 Tokenize = Callable[[str], Sequence[Hashable]]
 
@@ -22,14 +24,14 @@ SHORTEST_UPSTREAM = 4
 """The published code leaves out texts with fewer characters (either side)."""
 
 
-def upstream_text(text: str) -> str | None:
-    """A text as the published code tokenises it, None where it is too short.
-
-    A final 。 is added where there is none, then 。。 becomes 。 in one pass.
-    """
-    if len(text) < SHORTEST_UPSTREAM:
-        return None
+def with_final_stop(text: str) -> str:
+    """A text as the published code scores it: a final 。 added where it lacks one, then 。。 made 。 once."""
     return (text if text.endswith("。") else text + "。").replace("。。", "。")
+
+
+def upstream_text(text: str) -> str | None:
+    """A text as the published code tokenises it, None where it is too short."""
+    return None if len(text) < SHORTEST_UPSTREAM else with_final_stop(text)
 
 
 def bleu(
@@ -41,11 +43,34 @@ def bleu(
     `ValueError` where the lists differ in length or are empty.
     """
     results, ground = _coco(narrations, references, tokenize)
-    values, per_item = Bleu(4).compute_score(ground, results, verbose=0)
+    scorer = BleuScorer(n=4)
+    for i, (narration,) in results.items():
+        scorer += (narration, ground[i])
+    values, per_item = scorer.compute_score(option="closest", verbose=0)
+    rows = [[*item["correct"], *item["guess"], item["testlen"], *item["reflen"]] for item in scorer.ctest]
+    statistics = np.array(rows, dtype=np.float64)
     return {
-        f"bleu_{n}": Measured(float(value), [float(score) for score in scores])
+        f"bleu_{n}": Measured(
+            float(value),
+            [float(score) for score in scores],
+            statistics=statistics,
+            aggregate=partial(corpus_bleu, n=n),
+        )
         for n, (value, scores) in enumerate(zip(values, per_item, strict=True), 1)
     }
+
+
+def corpus_bleu(sums: np.ndarray, n: int) -> np.ndarray:
+    """BLEU-n [...] by pycocoevalcap's formula from sums [..., 10]; NaN where neither side has a token.
+
+    The columns: clipped matches for n = 1..4, n-grams of the narration for n = 1..4, tokens of the narration,
+    tokens of the reference.
+    """
+    tiny, small = 1e-15, 1e-9  # pycocoevalcap's
+    correct, guessed = sums[..., :n] + tiny, sums[..., 4 : 4 + n] + small
+    ratio = (sums[..., 8] + tiny) / (sums[..., 9] + small)
+    bleu = (correct / guessed).prod(-1) ** (1 / n) * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return np.where(sums[..., 8] + sums[..., 9] > 0, bleu, np.nan)
 
 
 def cider(narrations: Sequence[str], references: Sequence[str], tokenize: Tokenize = CHARS) -> Measured:

@@ -13,23 +13,11 @@ from typing import Any
 
 from metrics.base import Score
 from metrics.evaluation import Evaluation
+from metrics.explain import EXPLANATIONS
+from metrics.scoring.corrections import CORRECTIONS
 from videonarrator.schema import NarratorError
 
-DEFINITIONS = {
-    "bleu_1": "n-gram precision against the reference with brevity penalty, n up to 1, whole corpus; 0..1",
-    "bleu_2": "the same, n up to 2",
-    "bleu_3": "the same, n up to 3",
-    "bleu_4": "the same, n up to 4",
-    "cider": "CIDEr-D: cosine of tf-idf n-gram vectors (n up to 4, these references' frequencies), times 10",
-    "repetition": "how often units stood in earlier narrations of the story (can pass 1); share: 0 or 1 each",
-    "length_in_range": "share of narrations whose length lies in the range asked for (see signature)",
-    "length_mae": "mean absolute difference to the reference's length; bias: the same with its sign",
-    "label_accuracy": "share of clips whose generated labels equal the reference's as a set; "
-    "jaccard: mean overlap; known: share made of the twelve script labels",
-}
-"""One line per metric, for the report."""
-
-PACKAGES = ("videonarrator", "pycocoevalcap", "jieba", "sentencepiece", "numpy")
+PACKAGES = ("videonarrator", "pycocoevalcap", "jieba", "sentencepiece", "numpy", "torch", "transformers")
 
 
 def results(evaluation: Evaluation, created: str | None = None) -> dict[str, Any]:
@@ -39,6 +27,7 @@ def results(evaluation: Evaluation, created: str | None = None) -> dict[str, Any
         "metrics": {name: score.as_json() for name, score in evaluation.scores.items()},
         "left_out": evaluation.left_out,
         "failed": evaluation.failed,
+        "comparison": evaluation.comparison,
         "notes": evaluation.notes,
         "settings": evaluation.settings,
         "inputs": evaluation.inputs,
@@ -59,51 +48,88 @@ def samples(scores: Iterable[Score]) -> list[dict[str, Any]]:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The report: a table of the scores, what was skipped, and what each number means and was made with."""
+    """The report: a table of the scores, what was skipped and corrected, what each number means."""
+    sections = [
+        _table(evaluation),
+        _remarks(evaluation),
+        _comparison(evaluation),
+        _corrections(evaluation),
+        ["## What the numbers mean", ""]
+        + [f"- **{name}**: {EXPLANATIONS[name].definition}." for name in evaluation.scores],
+        ["## Signatures", "", "Numbers may be compared only where these lines are equal.", ""]
+        + [f"- `{score.signature}`" for score in evaluation.scores.values()],
+        ["## Inputs", ""]
+        + [f"- {role}: {file['file']} (sha256 {file['sha256']})" for role, file in evaluation.inputs.items()],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _table(evaluation: Evaluation) -> list[str]:
     lines = [
         "# Scores",
         "",
-        "| metric | value | better | scored | skipped | parts |",
-        "|---|---|---|---|---|---|",
+        "| metric | value | 95% interval | published rules | better | scored | skipped | parts |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, score in evaluation.scores.items():
         entry = score.as_json()
-        value = "none" if score.value is None else f"{score.value:.4f}"
+        interval = "" if score.ci95 is None else f"{score.ci95[0]:.4f} to {score.ci95[1]:.4f}"
+        published = "" if score.published is None else f"{score.published:.4f}"
         better = "higher" if entry["higher_is_better"] else "lower"
         unit = f"{entry['n_scored']} {'stories' if score.unit == 'story' else 'clips'}"
         skipped = ", ".join(f"{_cell(reason)} {n}" for reason, n in entry["n_skipped"].items()) or "none"
         parts = ", ".join(f"{part} {number:.4f}" for part, number in score.components.items())
-        lines.append(f"| {name} | {value} | {better} | {unit} | {skipped} | {parts} |")
-    lines += ["", *(f"- **{name} failed**: {reason}" for name, reason in evaluation.failed.items())]
+        row = [name, _number(score.value), interval, published, better, unit, skipped, parts]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _remarks(evaluation: Evaluation) -> list[str]:
+    lines = [f"- **{name} failed**: {reason}" for name, reason in evaluation.failed.items()]
     lines += [f"- **{name} left out**: {reason}" for name, reason in evaluation.left_out.items()]
-    lines += [f"- {note}" for note in evaluation.notes]
-    lines += ["", "## What the numbers mean", ""]
-    lines += [f"- **{name}**: {DEFINITIONS[name]}." for name in evaluation.scores]
+    return lines + [f"- {note}" for note in evaluation.notes]
+
+
+def _comparison(evaluation: Evaluation) -> list[str]:
+    if not evaluation.comparison:
+        return []
+    lines = [
+        f"## Compared with {evaluation.inputs['compare']['file']}",
+        "",
+        "Paired bootstrap over the videos that both have; difference: this output minus the other.",
+        "",
+        "| metric | this | other | difference | 95% interval | p-value | videos |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, test in evaluation.comparison.items():
+        low, high = test["ci95"] or (None, None)
+        numbers = [evaluation.scores[name].value, test["other"], test["difference"]]
+        row = [name, *map(_number, numbers), f"{_number(low)} to {_number(high)}", _number(test["p_value"])]
+        lines.append("| " + " | ".join([*row, str(test["videos"])]) + " |")
+    return lines
+
+
+def _corrections(evaluation: Evaluation) -> list[str]:
+    """One line for each rule and metric that it concerns: what is done instead, and how far it moved it."""
     if evaluation.settings["upstream"] == "true":
-        rules = "The published rules hold: texts under 4 characters are left out of BLEU and CIDEr, the "
-        rules += "others get a final 。; repetition takes clips with a reference only."
-    else:
-        rules = (
-            "Texts are scored as they are written, and an empty narration counts as one (`--upstream` gives "
-        )
-        rules += (
-            "the published rules: texts under 4 characters left out of BLEU and CIDEr, a final 。 added)."
-        )
-    lines += [
-        "",
-        rules,
-        "",
-        "## Signatures",
-        "",
-        "Numbers may be compared only where these lines are equal.",
-        "",
-    ]
-    lines += [f"- `{score.signature}`" for score in evaluation.scores.values()]
-    lines += ["", "## Inputs", ""]
-    lines += [
-        f"- {role}: {file['file']} (sha256 {file['sha256']})" for role, file in evaluation.inputs.items()
-    ]
-    return "\n".join(lines) + "\n"
+        return ["The published rules hold (`--upstream`); without it each is corrected and its effect told."]
+    lines = []
+    for rule, (metrics, what) in CORRECTIONS.items():
+        moved = {
+            name: evaluation.scores[name].moved.get(rule) for name in metrics if name in evaluation.scores
+        }
+        told = {name: by for name, by in moved.items() if by is not None}
+        if any(told.values()):
+            effects = ", ".join(f"{name} {by:+.6f}" for name, by in told.items() if by)
+        else:
+            effects = "no number moved"
+        if moved:
+            lines.append(f"- `{rule}`: {what}: {effects}.")
+    return ["## What was corrected, and how far it moved the numbers", "", *lines] if lines else []
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 def check_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metrics import bleu, cider, label_accuracy, length_in_range, length_mae, repetition
 from metrics.base import Signature
 from metrics.repetition import join_single_characters, story_repetition
-from metrics.segment import (
+from metrics.words.segment import (
     blank_segmenter,
     char_tokenizer,
     jieba_segmenter,

@@ -1,4 +1,4 @@
-"""The published code's numbers on the fixed input, to 1e-9, with the value of every clip and story."""
+"""The published code's numbers on the fixed input, final ones and those of every clip and story."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,65 @@ import pytest
 
 from metrics import Evaluation, evaluate
 from metrics.ngram import upstream_text
-from metrics.segment import sentencepiece_tokenizer
+from metrics.scoring.corrections import CORRECTIONS, concerning
+from metrics.words.segment import sentencepiece_tokenizer
 
 NEAR = {"rel": 1e-9, "abs": 1e-12}
-GOLDEN_NAMES = {
-    "bleu_1": "bleu_1",
-    "bleu_2": "bleu_2",
-    "bleu_3": "bleu_3",
-    "bleu_4": "bleu_4",
-    "cider": "cider",
+FLOAT32 = {"rel": 1e-5, "abs": 1e-12}
+
+GOLDEN = {
+    "bleu_1": ("bleu_1", 1, NEAR),
+    "bleu_2": ("bleu_2", 1, NEAR),
+    "bleu_3": ("bleu_3", 1, NEAR),
+    "bleu_4": ("bleu_4", 1, NEAR),
+    "meteor": ("meteor", 1, NEAR),
+    "cider": ("cider", 1, NEAR),
+    "emscore": ("EMScore(X,V) full_F x100", 1, FLOAT32),
+    "emscore_ref": ("EMScore(X,V,X*) full_F x100", 1, FLOAT32),
+    "info_sim": ("info_sim", 1, FLOAT32),
+    "info_diverse": ("info_diverse", 1, FLOAT32),
+    "repetition": ("intra_repeat", 1, NEAR),
 }
+EMSCORE_PARTS = {"precision": "figr_P", "recall": "figr_R", "fine": "figr_F", "coarse": "cogr"}
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_final_value(published: Evaluation, golden: dict[str, Any], name: str) -> None:
-    assert published.scores[name].value == pytest.approx(golden["final"][name], **NEAR)
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("environment", ["final", "final_transformers_5.23"])
+def test_final_value(published: Evaluation, golden: dict[str, Any], name: str, environment: str) -> None:
+    key, factor, near = GOLDEN[name]
+    assert published.scores[name].value == pytest.approx(factor * golden[environment][key], **near)
+
+
+@pytest.mark.parametrize("part", EMSCORE_PARTS)
+def test_parts_of_emscore(published: Evaluation, golden: dict[str, Any], part: str) -> None:
+    final, name = golden["final"], EMSCORE_PARTS[part]
+    for metric, kind in (("emscore", "(X,V)"), ("emscore_ref", "(X,V,X*)")):
+        value = published.scores[metric].components[part]
+        assert value == pytest.approx(final[f"EMScore{kind} {name} x100"], **FLOAT32)
+    own = published.scores["emscore_ref"].components[f"reference_{part}"]
+    assert own == pytest.approx(final[f"EMScore(X,X*) {name} x100"], **FLOAT32)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("emscore", "EMScore(X,V)"), ("emscore_ref", "EMScore(X,V,X*)")])
+def test_emscore_of_every_clip(published: Evaluation, golden: dict[str, Any], name: str, kind: str) -> None:
+    expected, samples = golden["per_sample"]["emscore"], published.scores[name].samples
+    assert list(samples) == expected["keys"]
+    values = [100 * value for value in expected[kind]["full_F"]]
+    assert list(samples.values()) == pytest.approx(values, abs=2e-4)
+
+
+def test_info_sim_of_every_clip(published: Evaluation, golden: dict[str, Any]) -> None:
+    expected, samples = golden["per_sample"]["info_sim"], published.scores["info_sim"].samples
+    assert list(samples) == expected["keys"]
+    assert list(samples.values()) == pytest.approx(expected["values"], abs=1e-6)
+
+
+def test_info_diverse_of_every_story(published: Evaluation, golden: dict[str, Any]) -> None:
+    expected, score = golden["per_sample"]["info_diverse"], published.scores["info_diverse"]
+    ids = [name.removesuffix(".mp4") for name in expected["ids"]]
+    assert score.samples == pytest.approx(dict(zip(ids, expected["per_second"], strict=True)), **NEAR)
+    per_word = golden["final"]["info_diverse_per_word (upstream computes, does not print)"]
+    assert score.components["per_word"] == pytest.approx(per_word, **NEAR)
 
 
 def test_bleu_of_every_clip(published: Evaluation, golden: dict[str, Any]) -> None:
@@ -33,10 +77,11 @@ def test_bleu_of_every_clip(published: Evaluation, golden: dict[str, Any]) -> No
         assert list(samples.values()) == pytest.approx(values, **NEAR)
 
 
-def test_cider_of_every_clip(published: Evaluation, golden: dict[str, Any]) -> None:
-    captions, samples = golden["per_sample"]["caption"], published.scores["cider"].samples
+@pytest.mark.parametrize("name", ["cider", "meteor"])
+def test_captions_of_every_clip(published: Evaluation, golden: dict[str, Any], name: str) -> None:
+    captions, samples = golden["per_sample"]["caption"], published.scores[name].samples
     assert list(samples) == captions["keys"]
-    assert list(samples.values()) == pytest.approx(captions["cider"], **NEAR)
+    assert list(samples.values()) == pytest.approx(captions[name], **NEAR)
 
 
 def test_repetition_of_every_story(published: Evaluation, golden: dict[str, Any]) -> None:
@@ -48,7 +93,8 @@ def test_repetition_of_every_story(published: Evaluation, golden: dict[str, Any]
     assert score.value == pytest.approx(
         golden["variants"]["intra_repeat: upstream (words.txt loaded)"], **NEAR
     )
-    assert 0 < score.components["share"] < score.value
+    share = golden["variants"]["intra_repeat: a word counts once however many earlier captions have it"]
+    assert score.components["share"] == pytest.approx(share, **NEAR)
 
 
 def test_counts(published: Evaluation, golden: dict[str, Any]) -> None:
@@ -58,9 +104,14 @@ def test_counts(published: Evaluation, golden: dict[str, Any]) -> None:
         "narration_missing": counts["missing"],
         "narration_under_4_characters": counts["shorter_than_4"],
     }
-    stories = published.scores["repetition"].as_json()
-    assert stories["n_scored"] == counts["intra_repeat_videos"]
-    assert published.scores["label_accuracy"].as_json()["n_scored"] == counts["clips"]
+    for name, count in (
+        ("emscore", "emscore_samples"),
+        ("info_sim", "info_sim_captions"),
+        ("info_diverse", "info_diverse_videos"),
+        ("repetition", "intra_repeat_videos"),
+        ("label_accuracy", "clips"),
+    ):
+        assert published.scores[name].as_json()["n_scored"] == counts[count]
 
 
 def test_token_ids(fixture_folder: Path) -> None:
@@ -76,16 +127,60 @@ def test_token_ids(fixture_folder: Path) -> None:
             assert (None if text is None else list(encode(text))) == tokens[key].get(field)
 
 
-def test_corrections(fixture_folder: Path, golden: dict[str, Any], published: Evaluation) -> None:
-    """No user dictionary: the known variant of repetition. No --upstream: empty narrations count."""
-    plain = evaluate(
-        fixture_folder / "data" / "output.json",
-        tokenizer=str(fixture_folder / "models" / "baichuan-tokenizer"),
-        metrics=["bleu", "cider", "repetition"],
-    )
-    variant = golden["variants"]["intra_repeat: default jieba dictionary (no words.txt)"]
-    assert plain.scores["repetition"].value == pytest.approx(variant, **NEAR)
-    assert plain.scores["cider"].as_json()["n_skipped"] == {"narration_missing": golden["counts"]["missing"]}
-    assert plain.scores["cider"].value < published.scores["cider"].value
-    for name, score in plain.scores.items():
-        assert str(score.signature) != str(published.scores[name].signature)
+# -------------------- what is corrected by default
+
+
+def test_the_published_value_stands_beside_the_corrected_one(
+    corrected: Evaluation, published: Evaluation
+) -> None:
+    for name, score in corrected.scores.items():
+        if concerning(name):
+            assert score.published == pytest.approx(published.scores[name].value, rel=1e-9)
+            assert list(score.moved) == concerning(name)
+            assert str(score.signature) != str(published.scores[name].signature)
+        else:
+            assert score.published is None and score.value == published.scores[name].value
+
+
+def test_what_each_correction_is_worth(corrected: Evaluation, golden: dict[str, Any]) -> None:
+    """The fixture's own figures of what the oddities move, each alone."""
+    scores, variants = corrected.scores, golden["variants"]
+    moved = scores["emscore"].moved["padded_maximum"]
+    unpadded = variants["EMScore: no zero padding in max"]["EMScore(X,V) full_F"]
+    padded = variants["EMScore: upstream"]["EMScore(X,V) full_F"]
+    # short narrations count in the corrected value, and the published batches are others then
+    assert moved == pytest.approx(unpadded - padded, abs=0.01) and moved < 0
+    kept = variants["info_sim: last caption kept"]
+    assert scores["info_sim"].value == pytest.approx(kept, **FLOAT32)
+    upstream = variants["info_sim: upstream (words.txt loaded)"]
+    assert scores["info_sim"].moved["last_entry_left_out"] == pytest.approx(kept - upstream, abs=2e-7)
+    assert scores["cider"].moved["short_texts_left_out"] < 0
+    assert scores["repetition"].moved["ids_for_stories_only"] == 0
+
+
+def test_emscore_without_padding(everything: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Only the clips that the published code scores: its variants without padding, and with the mean as P."""
+    entries = json.loads(Path(everything["output"]).read_text(encoding="utf-8"))
+    kept = golden["per_sample"]["emscore"]["keys"]
+    assert len(kept) < len(entries)
+    score = evaluate(**everything, metrics=["emscore", "emscore_ref"]).scores
+    for name, kind in (("emscore", "EMScore(X,V) full_F"), ("emscore_ref", "EMScore(X,V,X*) full_F")):
+        values = [score[name].samples[key] for key in kept]
+        expected = golden["variants"]["EMScore: no zero padding in max"][kind]
+        assert sum(values) / len(values) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_user_dictionary(everything: dict[str, Any], golden: dict[str, Any]) -> None:
+    names = ["info_sim", "info_diverse", "repetition"]
+    plain = evaluate(**everything | {"user_dict": None}, metrics=names, upstream=True).scores
+    variants = golden["variants"]
+    repeated = variants["intra_repeat: default jieba dictionary (no words.txt)"]
+    assert plain["repetition"].value == pytest.approx(repeated, **NEAR)
+    similar = variants["info_sim: default jieba dictionary (no words.txt)"]
+    assert plain["info_sim"].value == pytest.approx(similar, **FLOAT32)
+    diverse = variants["info_diverse: default jieba dictionary (no words.txt)"]["per_second"]
+    assert plain["info_diverse"].value == pytest.approx(diverse, **NEAR)
+
+
+def test_every_correction_names_metrics_there_are(published: Evaluation) -> None:
+    assert {name for metrics, _ in CORRECTIONS.values() for name in metrics} <= published.scores.keys()

@@ -8,27 +8,46 @@ signatures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 from metrics.base import sha256
+from metrics.words.english import tagged_words
+from metrics.words.lac import Lac
 from videonarrator.schema import NarratorError
 
-SEGMENTERS = ("jieba",)
+SEGMENTERS = ("jieba", "lac", "lac-normalized")
 """Segmenters for Chinese that can be chosen by name."""
 
+CACHED = 1 << 16
+"""A segmenter remembers the words of about so many texts."""
+
+HALF_WIDTH = {0x3000: " "} | {full: chr(full - 0xFEE0) for full in range(0xFF01, 0xFF5F)}
+HALF_WIDTH |= {ord("。"): ".", ord("、"): ","}
+"""Full-width form or Chinese mark -> ASCII character, for `str.translate`."""
+
 Tokens = tuple[Hashable, ...]
+TaggedWords = tuple[tuple[str, str], ...]
+
+
+def _nothing(texts: Iterable[str]) -> None:
+    """There is nothing to prepare."""
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A text's words with their part-of-speech tags, in order; blanks are words too, as jieba has it."""
+    """A text's words with their part-of-speech tags, in order; blanks are words too, as jieba has it.
+
+    prepare: called once with all texts that are about to be segmented, so that a segmenter that works in
+    batches can do so; `tagged` gives the same words without it.
+    """
 
     name: str
-    tagged: Callable[[str], tuple[tuple[str, str], ...]]
+    tagged: Callable[[str], TaggedWords]
+    prepare: Callable[[Iterable[str]], None] = _nothing
 
     def words(self, text: str) -> list[str]:
         return [word for word, _ in self.tagged(text)]
@@ -78,31 +97,91 @@ def _jieba(user_dict: Path | None) -> Segmenter:
             raise NarratorError(f"user dictionary {user_dict}: {error}") from None
         name += f"user dictionary {sha256(user_dict)[:12]}"
 
-    @lru_cache(maxsize=1 << 16)
-    def tagged(text: str) -> tuple[tuple[str, str], ...]:
+    @lru_cache(maxsize=CACHED)
+    def tagged(text: str) -> TaggedWords:
         return tuple((pair.word, pair.flag) for pair in cutter.cut(text))
 
     return Segmenter(name, tagged)
 
 
+def lac_segmenter(normalized: bool = False) -> Segmenter:
+    """jieba's neural mode (`metrics.words.lac`); white space at a text's ends is gone. Same object each time.
+
+    normalized: False: exactly jieba's words and flags, in which each character unknown to the model (blanks,
+    line breaks, emoji) is one blank. True: the model reads the text through `normalize`, which is closer to
+    what it seems to have been trained on (its embeddings of ，！？：０Ａ and A-Z are as good as random, so
+    that exact mode takes ， for a noun or verb or glues it to a word), and the words are cut from the text
+    itself. Raises `NarratorError` where jieba's files are missing or damaged.
+    """
+    return _lac_segmenter(normalized)
+
+
+@cache
+def _lac_segmenter(normalized: bool) -> Segmenter:
+    lac = _lac()
+    known: dict[str, TaggedWords] = {}
+
+    def prepare(texts: Iterable[str]) -> None:
+        if len(known) > CACHED:
+            known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        found = lac.tag([normalize(text) for text in new] if normalized else new)
+        for text, words in zip(new, found, strict=True):
+            known[text] = _own_characters(text, words) if normalized else tuple(words)
+
+    def tagged(text: str) -> TaggedWords:
+        if text not in known:
+            prepare([text])
+        return known[text]
+
+    mode = "normalized" if normalized else "exact"
+    name = f"jieba-{version('jieba')} lac {mode}, parameters {lac.digest[:12]}"
+    return Segmenter(name, tagged, prepare)
+
+
+@cache
+def _lac() -> Lac:
+    return Lac.load()
+
+
+def normalize(text: str) -> str:
+    """Full-width ASCII forms, U+3000, 。 and 、 to ASCII, then lower case, character by character.
+
+    (A letter whose lower case is more than one character, as İ, is kept.)
+    """
+    lower = ((character.lower(), character) for character in text.translate(HALF_WIDTH))
+    return "".join(low if len(low) == 1 else character for low, character in lower)
+
+
+def _own_characters(text: str, words: Iterable[tuple[str, str]]) -> TaggedWords:
+    """The words, as long as they are, cut from the text without white space at its ends."""
+    text, end = text.strip(), 0
+    own = []
+    for word, flag in words:
+        start, end = end, end + len(word)
+        own.append((text[start:end], flag))
+    return tuple(own)
+
+
 def blank_segmenter() -> Segmenter:
-    """English: words between blanks, lower case, without punctuation at either end; every tag is empty."""
-
-    def tagged(text: str) -> tuple[tuple[str, str], ...]:
-        stripped = (word.strip(".,;:!?\"'()[]“”‘’…—-").lower() for word in text.split())
-        return tuple((word, "") for word in stripped if word)
-
-    return Segmenter("blanks lower-case", tagged)
+    """English: words between blanks, lower case, without punctuation at either end (`words.english`)."""
+    return Segmenter("blanks lower-case, closed-class words told from content words", tagged_words)
 
 
 def load_segmenter(language: str, name: str = "jieba", user_dict: str | Path | None = None) -> Segmenter:
-    """The segmenter of a language ("zh": `name`; "en": blanks, which takes no user dictionary)."""
+    """The segmenter of a language ("zh": `name`; "en": blanks, which takes no user dictionary).
+
+    A user dictionary does nothing in LAC mode, as in jieba's own: the segmenter and its name are the same.
+    Raises `NarratorError` on anything it does not know or cannot read.
+    """
     if language == "en":
         if user_dict is not None:
             raise NarratorError("a user dictionary is for Chinese: leave --user-dict out with --lang en")
         return blank_segmenter()
     if name not in SEGMENTERS:
         raise NarratorError(f"unknown segmenter {name!r}; there is: {', '.join(SEGMENTERS)}")
+    if name != "jieba":
+        return lac_segmenter(name == "lac-normalized")
     return jieba_segmenter(user_dict)
 
 

@@ -1,0 +1,1 @@
+"""Texts into words and tokens: jieba, its neural mode (LAC) in numpy, English, and tokenizers."""

@@ -1,0 +1,39 @@
+"""Speed and memory of this project, measured: `python scripts/benchmark.py metrics --help`.
+
+Both sides of a comparison are run in turn in one run; a figure is the median of several. Needs the reference
+data ($VIDEONARRATOR_SHARED, by default ../shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from benchmarks import metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = {"metrics": metrics}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    shared = Path(os.environ.get("VIDEONARRATOR_SHARED") or ROOT.parent / "shared")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for name, module in BENCHMARKS.items():
+        kind = kinds.add_parser(name, help=str(module.__doc__).splitlines()[0])
+        kind.add_argument("--runs", type=int, default=3, help="runs whose median is told (default: 3)")
+        module.add_arguments(kind)
+    args = parser.parse_args()
+    if not (shared / "data").is_dir():
+        parser.error(f"no reference data in {shared}: set VIDEONARRATOR_SHARED to the folder with data/")
+    print(json.dumps(BENCHMARKS[args.what].run(args, shared / "data"), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
