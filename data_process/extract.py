@@ -15,7 +15,7 @@ from torch import Tensor
 from data_process.feature_store import MANIFEST, FeatureStore
 from data_process.frames import iter_frames, probe
 from data_process.qformer import FrameEncoder, encoder_fingerprint, load_encoder
-from videonarrator.schema import NarratorError
+from data_process.video_file import for_each_video
 
 
 def feature_settings(source: str, encoder: FrameEncoder, dtype: torch.dtype) -> dict[str, Any]:
@@ -66,17 +66,12 @@ def extract(
         FeatureStore.open(out)  # another kind of folder is refused before the encoder is loaded
     encoder = load_encoder(source, device=device, dtype=dtype)
     store = FeatureStore.create(out, feature_settings(source, encoder, dtype))
-    failed: dict[str, str] = {}
-    for done, path in enumerate(videos, 1):
-        try:
-            if not _is_stored(store, path):
-                store.write(path.stem, *video_features(encoder, path, batch_size))
-        except NarratorError as error:
-            failed[str(path)] = str(error)
-            say(f"failed: {error}")
-        if done % 10 == 0 or done == len(videos):
-            say(f"features of {done - len(failed)}/{len(videos)} videos")
-    return failed
+
+    def save(path: Path) -> None:
+        if not _is_stored(store, path):
+            store.write(path.stem, *video_features(encoder, path, batch_size))
+
+    return for_each_video(videos, save, "features", say)
 
 
 def _is_stored(store: FeatureStore, path: Path) -> bool:

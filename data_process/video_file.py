@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -95,6 +95,25 @@ def find_videos(given: Iterable[str | Path]) -> list[Path]:
             )
         names[path.stem] = path
     return found
+
+
+def for_each_video(
+    videos: Sequence[Path], work: Callable[[Path], None], what: str, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Do `work` on each video; one that fails with a `NarratorError` stops no other. Failed video -> reason.
+
+    what: what is made, for the lines about the progress that `say` gets.
+    """
+    failed: dict[str, str] = {}
+    for done, path in enumerate(videos, 1):
+        try:
+            work(path)
+        except NarratorError as error:
+            failed[str(path)] = str(error)
+            say(f"failed: {error}")
+        if done % 10 == 0 or done == len(videos):
+            say(f"{what} of {done - len(failed)}/{len(videos)} videos")
+    return failed
 
 
 def probe(video_path: str | Path) -> VideoInfo:

@@ -3,7 +3,7 @@
 The other commands are in `metrics.commands`.
 
 Exit codes: 0 all done; 2 wrong usage or input; 3 a metric failed, or one that was asked for by name has no
-value.
+value; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -143,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NarratorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: no results were written", file=sys.stderr)
+        return 130
 
 
 def _score(args: argparse.Namespace) -> int:

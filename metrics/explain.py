@@ -76,7 +76,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         "mean over narrations of (best cosine of the sentence + mean over words of the best cosine) / 2",
         f"{_PAPER}, knowledge relevance",
         ("--text-model", "--idf", *_WORD_OPTIONS),
-        "with the one nearest point a word's idf multiplies and divides the same value: it has no effect",
+        "with the one nearest point a word's idf multiplies and divides the same value: it has no effect "
+        "(the published code gives NaN where it is 0)",
     ),
     "info_diverse": Explanation(
         "knowledge diversity: knowledge points covered per second of narrated video",

@@ -118,13 +118,9 @@ def _corrections(evaluation: Evaluation) -> list[str]:
         moved = {
             name: evaluation.scores[name].moved.get(rule) for name in metrics if name in evaluation.scores
         }
-        told = {name: by for name, by in moved.items() if by is not None}
-        if any(told.values()):
-            effects = ", ".join(f"{name} {by:+.6f}" for name, by in told.items() if by)
-        else:
-            effects = "no number moved"
+        told = [f"{name} {by:+.6f}" for name, by in moved.items() if by is not None and abs(by) >= 5e-7]
         if moved:
-            lines.append(f"- `{rule}`: {what}: {effects}.")
+            lines.append(f"- `{rule}`: {what}: {', '.join(told) or 'no number moved'}.")
     return ["## What was corrected, and how far it moved the numbers", "", *lines] if lines else []
 
 

@@ -62,7 +62,7 @@ def test_a_second_quickstart_reuses_everything(quickstart):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
-def test_every_other_command_runs(quickstart, tmp_path):
+def test_every_other_command_runs(quickstart, tmp_path, shared):
     """In a folder laid out as a reader's would be: a few videos of one's own, and small models for large
     ones.
     """
@@ -88,6 +88,11 @@ def test_every_other_command_runs(quickstart, tmp_path):
             continue
         smaller = command.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
         smaller = smaller.replace(" --device cuda", "")
+        for name, tiny in (
+            ("OFA-Sys/chinese-clip-vit-base-patch16", "chinese-clip"),
+            ("hfl/chinese-roberta-wwm-ext-large", "chinese-roberta"),
+        ):
+            smaller = smaller.replace(name, str(shared / "data/metrics_fixture/models" / tiny))
         if " train " in smaller:
             smaller += " optimization.epochs=0.3 optimization.precision=fp32"
         if "measure_grounding" in smaller:
@@ -95,8 +100,10 @@ def test_every_other_command_runs(quickstart, tmp_path):
         done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{shlex.quote(smaller)}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
         ran.append(command)
-    assert len(ran) == 8
-    assert (tmp_path / "runs/mine/eval/results.json").is_file()
+    assert len(ran) == 13
+    scores = json.loads((tmp_path / "runs/mine/eval/results.json").read_text("utf-8"))["metrics"]
+    assert all(score["ci95"] for score in scores.values() if score["value"] is not None)
+    assert scores["emscore"]["n_scored"] and scores["info_sim"]["n_scored"]
     assert (tmp_path / "runs/my_video/script.md").is_file()
 
 

@@ -128,6 +128,11 @@ class Resources:
         return product_points(products)
 
 
+def fields_needed(rules: Rules) -> tuple[str, ...]:
+    """What an entry needs for a metric that compares narrations with anything but their references."""
+    return ("narration", "reference") if rules.references_needed else ("narration",)
+
+
 @dataclass(frozen=True)
 class Context:
     """One output with what scoring it needs.

@@ -16,6 +16,7 @@ class Rules:
     short_texts_left_out: bool = False
     final_stop: bool = False
     padded_maximum: bool = False
+    frames_as_given: bool = False
     last_entry_left_out: bool = False
     references_needed: bool = False
     ids_for_stories_only: bool = False
@@ -39,9 +40,13 @@ CORRECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         "a clip's score depends on that clip alone (published: zeros pad each batch of 64 and take part in "
         "the maxima, which shows where cosines are negative)",
     ),
+    "frames_as_given": (
+        _EMSCORES,
+        "frame features are brought to length 1 (published: taken as they are)",
+    ),
     "last_entry_left_out": (("info_sim",), "the file's last entry counts (published: it is never scored)"),
     "references_needed": (
-        ("repetition",),
+        ("emscore", "info_sim", "info_diverse", "repetition"),
         "clips without a reference count (published: left out)",
     ),
     "ids_for_stories_only": (

@@ -12,7 +12,7 @@ from metrics.entries import Entry
 from metrics.idf import cut_point, product_key
 from metrics.knowledge import info_diverse, info_sim
 from metrics.ngram import SHORTEST_UPSTREAM
-from metrics.scoring.context import Context
+from metrics.scoring.context import Context, fields_needed
 from metrics.scoring.corrections import Rules
 
 EMSCORES = ("emscore", "emscore_ref")
@@ -25,7 +25,7 @@ def emscore_scores(context: Context, rules: Rules) -> list[Score]:
     A clip without a reference has an EMScore but no EMScore_ref.
     """
     resources = context.resources
-    entries, skips = context.select(rules, "narration")
+    entries, skips = context.select(rules, *fields_needed(rules))
     usable, frames = [], []
     for entry in entries:
         reason = _unusable(str(entry.narration), rules.short_texts_left_out)
@@ -40,9 +40,9 @@ def emscore_scores(context: Context, rules: Rules) -> list[Score]:
     missing = [(e.key, "reference_missing_or_empty") for i, e in enumerate(usable) if i not in chosen]
     alone = paired = None
     if both:
-        paired = _parts(context, [usable[i] for i in both], [frames[i] for i in both], True)
+        paired = _parts(context, rules, [usable[i] for i in both], [frames[i] for i in both], True)
     if usable:
-        alone = paired if paired and not missing else _parts(context, usable, frames, False)
+        alone = paired if paired and not missing else _parts(context, rules, usable, frames, False)
     settings = {
         "key": context.settings.key,
         "model": resources.clip_encoder.name,
@@ -89,7 +89,11 @@ def _frame_source(context: Context) -> str:
 
 
 def _parts(
-    context: Context, entries: Sequence[Entry], frames: Sequence[np.ndarray], referenced: bool
+    context: Context,
+    rules: Rules,
+    entries: Sequence[Entry],
+    frames: Sequence[np.ndarray],
+    referenced: bool,
 ) -> ClipParts:
     """Computed once for the same clips: rules that change the padding alone share it."""
     resources = context.resources
@@ -105,15 +109,17 @@ def _parts(
             words.tagged,
             encoder.encode_texts,
             references,
+            normalize=not rules.frames_as_given,
             longest=REFERENCE_CHARACTERS if context.settings.language == "zh" else None,
         )
 
-    return context.once(("emscore", referenced, tuple(entry.key for entry in entries)), compute)
+    keys = tuple(entry.key for entry in entries)
+    return context.once(("emscore", referenced, rules.frames_as_given, keys), compute)
 
 
 def info_sim_scores(context: Context, rules: Rules) -> list[Score]:
     """InfoSim over the narrations that have text and whose product has knowledge points."""
-    entries, skips = context.select(rules, "narration")
+    entries, skips = context.select(rules, *fields_needed(rules))
     last = context.whole[0].entries[-1]
     usable, points = [], []
     for entry in entries:
@@ -139,7 +145,7 @@ def info_sim_scores(context: Context, rules: Rules) -> list[Score]:
 
 def info_diverse_scores(context: Context, rules: Rules) -> list[Score]:
     """InfoDiverse over the stories that have narrations, clip times and a product with knowledge points."""
-    stories, videos, skips = context.stories(rules, "narration")
+    stories, videos, skips = context.stories(rules, *fields_needed(rules))
     seconds, points, reasons = {}, {}, {}
     for video, story in stories.items():
         found = _points(context, video)

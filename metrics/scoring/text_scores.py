@@ -10,7 +10,7 @@ from metrics import fit, ngram
 from metrics.base import Measured, Score, Skips, make_score
 from metrics.meteor import MeteorProcess, meteor
 from metrics.repetition import join_single_characters, repetition, story_repetition
-from metrics.scoring.context import Context
+from metrics.scoring.context import Context, fields_needed
 from metrics.scoring.corrections import CORRECTED, Rules
 from videonarrator.length import REFERENCE_MARGIN
 
@@ -99,8 +99,7 @@ def meteor_scores(context: Context, rules: Rules, process: MeteorProcess) -> lis
 
 
 def repetition_scores(context: Context, rules: Rules) -> list[Score]:
-    fields = ("narration", "reference") if rules.references_needed else ("narration",)
-    stories, videos, skips = context.stories(rules, *fields)
+    stories, videos, skips = context.stories(rules, *fields_needed(rules))
     segmenter = context.resources.knowledge_words
     join = list if context.settings.language == "en" else join_single_characters
     texts = {video: [str(entry.narration) for entry in story] for video, story in stories.items()}

@@ -23,8 +23,9 @@ whenever where wherever how why not n't too very just only also even still alrea
 often here there now then once twice more most less least much many few little enough quite rather almost
 perhaps maybe please let lets let's i'm you're he's she's it's we're they're i've you've we've they've
 i'll you'll he'll she'll it'll we'll they'll i'd you'd he'd she'd we'd they'd isn't aren't wasn't weren't
-don't doesn't didn't haven't hasn't hadn't won't wouldn't can't cannot couldn't shouldn't mustn't that's
-there's here's what's who's
+don't doesn't didn't haven't hasn't hadn't won't wouldn't can't cannot couldn't shouldn't mustn't needn't
+mightn't shan't that'll it'd who'll where's how's that's there's here's
+what's who's
 """
 
 FUNCTION_WORDS = frozenset(_WORDS.split())

@@ -131,8 +131,6 @@ class Lac:
         """The network's output for one text: ids [characters], at least one -> [characters, 57], float32."""
         if not len(ids):
             raise ValueError("no ids: need at least one")
-        if not len(ids):
-            raise ValueError("no ids: need at least one")
         packed = Packed(np.array([len(ids)]))
         return self._emit(packed, self._project(np.asarray(ids)), np.arange(len(ids)))
 

@@ -66,42 +66,36 @@ def jieba_segmenter(user_dict: str | Path | None = None) -> Segmenter:
     """jieba's part-of-speech cutting (`jieba.posseg`; plain `jieba.cut` splits differently), default mode.
 
     user_dict: file of `word [frequency] [tag]` lines in UTF-8, loaded as it is. Raises `NarratorError`
-    where it cannot be read. Without one the same object is returned each time: loading takes seconds.
+    where it cannot be read. The same contents give the same object: loading takes seconds.
     """
-    return _plain_jieba() if user_dict is None else _jieba(Path(user_dict))
+    if user_dict is None:
+        return _jieba(None, "")
+    path = Path(user_dict)
+    if not path.is_file():
+        raise NarratorError(f"user dictionary {path}: no such file; its lines are `word [frequency] [tag]`")
+    return _jieba(path, sha256(path)[:12])
 
 
-@cache
-def _plain_jieba() -> Segmenter:
-    return _jieba(None)
-
-
-def _jieba(user_dict: Path | None) -> Segmenter:
+@lru_cache(maxsize=4)
+def _jieba(user_dict: Path | None, digest: str) -> Segmenter:
     import jieba  # here, not above: loading its tables takes half a second, which BLEU need not wait for
     import jieba.posseg
 
     jieba.setLogLevel(logging.WARNING)
-    name = f"jieba-{version('jieba')} posseg, "
-    if user_dict is not None and not user_dict.is_file():
-        raise NarratorError(
-            f"user dictionary {user_dict}: no such file; its lines are `word [frequency] [tag]`"
-        )
     cutter = jieba.posseg.POSTokenizer(jieba.Tokenizer())
-    if user_dict is None:
-        name += "no user dictionary"
-    else:
+    if user_dict is not None:
         try:
             with user_dict.open("rb") as file:
                 cutter.tokenizer.load_userdict(file)
         except (ValueError, OSError) as error:
             raise NarratorError(f"user dictionary {user_dict}: {error}") from None
-        name += f"user dictionary {sha256(user_dict)[:12]}"
 
     @lru_cache(maxsize=CACHED)
     def tagged(text: str) -> TaggedWords:
         return tuple((pair.word, pair.flag) for pair in cutter.cut(text))
 
-    return Segmenter(name, tagged)
+    words = f"user dictionary {digest}" if digest else "no user dictionary"
+    return Segmenter(f"jieba-{version('jieba')} posseg, {words}", tagged)
 
 
 def lac_segmenter(normalized: bool = False) -> Segmenter:

@@ -28,23 +28,34 @@ from metrics.words.lac import Lac
 from videonarrator.config import load_template
 from videonarrator.schema import Video, output_entry, output_key
 
+PARTS = ("many", "bootstrap", "fixture", "segmenters")
 DIM = 32
 """Of the fixture's tiny CLIP."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--narrations", type=int, default=4000, help="at least as many (default: 4000)")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="which to measure, by comma (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace, data: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        large = _large(Path(folder), data, args.narrations)
-        return {
-            "many": _many(large, args.runs),
-            "fixture": _fixture(Path(folder), data, args.runs),
-            "bootstrap": _bootstrap(large, args.runs),
-            "segmenters": _segmenters(data, args.runs),
-        }
+    parts = args.parts.split(",")
+    if not {*parts} <= {*PARTS}:
+        raise SystemExit(f"--parts {args.parts}: there are {', '.join(PARTS)}")
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if {"many", "bootstrap"} & {*parts}:
+            large = _large(folder, data, args.narrations)
+            measures = {"many": _many, "bootstrap": _bootstrap}
+            results = {part: measure(large, args.runs) for part, measure in measures.items() if part in parts}
+        if "fixture" in parts:
+            results["fixture"] = _fixture(folder, data, args.runs)
+        if "segmenters" in parts:
+            results["segmenters"] = _segmenters(data, args.runs)
+    return results
 
 
 def _large(folder: Path, data: Path, narrations: int) -> list[str]:

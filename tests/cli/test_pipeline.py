@@ -5,10 +5,13 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 from cli_world import HELD_OUT, ROOT, VIDEOS, files, read, run, start, states, succeed
+from PIL import Image
 
 from data_process.feature_store import FeatureStore
+from data_process.frames import read_frames
 from data_process.shots import read_cuts
 from data_process.video_file import decode_pictures, probe
 from metrics.__main__ import main as score
@@ -17,7 +20,7 @@ from videonarrator.storyline import SCRIPT_LABELS
 from videonarrator.version import VERSION
 
 LISTS = ("training_data", "train", "test", "train_shots", "test_shots")
-VERBS = ("cut", "extract", "prepare", "train", "infer", "narrate", "sample", "sample render")
+VERBS = ("cut", "extract", "stills", "prepare", "train", "infer", "narrate", "sample", "sample render")
 
 
 # -------------------- what each verb writes
@@ -278,6 +281,24 @@ def test_an_unfinished_video_is_rendered_anew(world, tmp_path):
 
 def _pictures(video):
     return [picture.to_ndarray(format="rgb24").tobytes() for _, picture in decode_pictures(video)]
+
+
+def test_stills_go_on_and_name_what_fails(world, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    out = tmp_path / "stills"
+    done = run("stills", world.videos / "sample39.mp4", bad, "--out", out)
+    assert done.code == 3 and list(done.result["failed"]) == [str(bad)] and "bad.mp4" in done.err
+    kept = states(out)
+    seconds = probe(world.videos / "sample39.mp4").n_frames
+    assert sorted(kept) == [f"sample39/sample39_{k:03d}.jpg" for k in range(1, seconds + 1)]
+    succeed("stills", world.videos / "sample39.mp4", "--out", out)
+    assert states(out) == kept
+    first, last = (Image.open(out / f"sample39/sample39_{k:03d}.jpg") for k in (1, seconds))
+    shown = read_frames(world.videos / "sample39.mp4", [1, seconds])
+    for picture, still, other in ((first, shown[1], shown[seconds]), (last, shown[seconds], shown[1])):
+        own, foreign = (abs(np.asarray(picture).astype(int) - s).mean() for s in (still, other))
+        assert own < 3 < foreign
 
 
 def test_english_samples_are_rendered(world, tmp_path):

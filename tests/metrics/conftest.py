@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from metrics import HIGHER_IS_BETTER, Evaluation, evaluate
+from metrics.words.segment import Segmenter, jieba_segmenter
+
+if TYPE_CHECKING:
+    from metrics.encoders.clip import ClipEncoder
+    from metrics.encoders.text import TextEncoder
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +27,35 @@ def golden(fixture_folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def everything(fixture_folder: Path, shared: Path) -> dict[str, Any]:
+def models(fixture_folder: Path) -> Path:
+    """The folder of the small encoders, chinese-clip and chinese-roberta."""
+    return fixture_folder / "models"
+
+
+@pytest.fixture(scope="session")
+def clip_encoder(models: Path) -> "ClipEncoder":
+    from metrics.encoders.clip import load_clip_encoder  # not above: torch takes seconds to load
+
+    return load_clip_encoder(str(models / "chinese-clip"))
+
+
+@pytest.fixture(scope="session")
+def text_encoder(models: Path) -> "TextEncoder":
+    from metrics.encoders.text import load_text_encoder
+
+    return load_text_encoder(str(models / "chinese-roberta"))
+
+
+@pytest.fixture(scope="session")
+def knowledge_segmenter(shared: Path) -> Segmenter:
+    """jieba with the published user dictionary, which takes seconds to load."""
+    return jieba_segmenter(shared / "data" / "jieba_knowledge_words.txt")
+
+
+@pytest.fixture(scope="session")
+def everything(fixture_folder: Path, models: Path, shared: Path) -> dict[str, Any]:
     """All inputs of the reference numbers, as `evaluate` takes them."""
-    data, models = fixture_folder / "data", fixture_folder / "models"
+    data = fixture_folder / "data"
     return {
         "output": data / "output.json",
         "annotations": data / "annotations.json",

@@ -1,16 +1,21 @@
 """All metrics on a small output with tiny encoders: what counts, what is skipped and why, how sure it is."""
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from metrics import HIGHER_IS_BETTER, Evaluation, evaluate
 from metrics.__main__ import main
+from metrics.scoring.context import Settings
 from videonarrator.schema import NarratorError
 
 pytestmark = pytest.mark.usefixtures("no_java")
@@ -150,6 +155,97 @@ def test_long_and_odd_narrations(inputs: dict[str, Any]) -> None:
     assert any("longer than the clip encoder takes" in note for note in evaluation.notes)
 
 
+def test_stills_serve_as_well_as_their_features(
+    inputs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--frames`: the features come from the stills, are kept, and give what a file of them gives."""
+    numbers, stills = np.random.default_rng(0), tmp_path / "stills"
+    for video, seconds in (("红_a", 6), ("b", 4)):  # b lacks its last clip
+        (stills / video).mkdir(parents=True)
+        for k in range(1, seconds + 1):
+            pixels = numbers.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(stills / video / f"{video}_{k:03d}.png")
+    words = [f"--{name.replace('_', '-')}={path}" for name, path in inputs.items() if name != "output"]
+    words = [word for word in words if not word.startswith("--frame-features")]
+    words += ["--metrics=emscore", f"--frames={stills}"]
+    assert main([str(inputs["output"]), *words]) == 0
+    results = json.loads(Path(json.loads(capsys.readouterr().out)["results"]).read_text(encoding="utf-8"))
+    score = results["metrics"]["emscore"]
+    assert score["n_scored"] == 3 and score["n_skipped"]["still_missing"] == 1
+    kept = inputs["output"].parent / "eval" / "frame_features.safetensors"
+    again = evaluate(**inputs | {"frame_features": kept}, metrics=["emscore"]).scores["emscore"]
+    assert again.value == score["value"]
+    assert str(again.signature) != score["signature"]
+
+
+# -------------------- METEOR's program
+
+
+def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Java that tells its version and then dies."""
+    folder.mkdir()
+    (folder / "java").write_text('#!/bin/sh\n[ "$1" = -version ] && exit 0\necho "no heap" >&2\nexit 7\n')
+    (folder / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_meteor_asked_for_without_java(inputs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(inputs["output"]), "--metrics", "meteor,bleu_1"]) == 3
+    printed = capsys.readouterr()
+    assert "meteor left out: METEOR needs Java" in printed.err and "apt-get install" in printed.err
+    assert json.loads(printed.out)["scores"]["bleu_1"] is not None
+    assert main([str(inputs["output"])]) == 0
+
+
+def test_a_java_that_dies_costs_meteor_alone(
+    output_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_java(tmp_path / "bin", monkeypatch)
+    assert main([str(output_file)]) == 3
+    printed = capsys.readouterr()
+    assert "meteor failed: RuntimeError: METEOR's Java process ended with exit code 7: no heap" in printed.err
+    summary = json.loads(printed.out)
+    assert summary["failed"] == ["meteor"] and summary["scores"]["cider"] is not None
+    assert Path(summary["results"]).is_file()
+
+
+# -------------------- the other commands
+
+
+def test_tokenize_writes_the_published_tokens(fixture_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "tokens.json"
+    words = ["--tokenizer", str(fixture_folder / "models" / "baichuan-tokenizer"), "--out", str(out)]
+    assert main(["tokenize", str(fixture_folder / "data" / "output.json"), *words]) == 0
+    expected = json.loads((fixture_folder / "data" / "out_tokens.json").read_text(encoding="utf-8"))
+    assert json.loads(out.read_text(encoding="utf-8")) == expected
+
+
+def test_build_idf_gives_the_published_file(fixture_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "idf.json"
+    annotations = str(fixture_folder / "data" / "annotations.json")
+    assert main(["build-idf", "--annotations", annotations, "--out", str(out)]) == 0
+    built = json.loads(out.read_text(encoding="utf-8"))
+    published = json.loads((fixture_folder / "data" / "idf.json").read_text(encoding="utf-8"))
+    assert list(built) == list(published)
+    for product, points in published.items():
+        assert list(built[product].items()) == [(p, pytest.approx(w, abs=1e-12)) for p, w in points.items()]
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    told = capsys.readouterr().out
+    for name in HIGHER_IS_BETTER:
+        assert f"{name}\n  definition:" in told
+    assert main(["explain", "info_sim"]) == 0
+    assert "last_entry_left_out" in capsys.readouterr().out
+    assert main(["explain", "infosim"]) == 2
+    assert "did you mean info_sim?" in capsys.readouterr().err
+    for words in (["tokenize", "nothing.json", "--tokenizer", "chars"], ["build-idf", "--annotations", "x"]):
+        with pytest.raises(SystemExit) if "build-idf" in words else nullcontext():
+            assert main(words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 # -------------------- ids
 
 
@@ -230,6 +326,18 @@ def test_compared_with_a_corrupted_copy(everything: dict[str, Any], tmp_path: Pa
 # -------------------- signatures
 
 
+def altered(model: str, copy: Path) -> str:
+    """A copy of a model in which one number is another."""
+    shutil.copytree(model, copy)
+    for path in (copy, *copy.iterdir()):
+        path.chmod(0o755)
+    weights = load_file(copy / "model.safetensors")
+    name = next(name for name, weight in weights.items() if weight.ndim == 1)
+    weights[name][0] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return str(copy)
+
+
 def test_every_setting_of_the_encoded_metrics_moves_their_signatures(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -240,21 +348,26 @@ def test_every_setting_of_the_encoded_metrics_moves_their_signatures(
     idf = tmp_path / "idf.json"
     assert main(["build-idf", "--annotations", str(inputs["annotations"]), "--out", str(idf)]) == 0
     ems, infos = set(ENCODED[:2]), set(ENCODED[2:])
+    features = tmp_path / "other.safetensors"
+    save_file({key: rows + 1 for key, rows in load_file(inputs["frame_features"]).items()}, features)
     plain = evaluate(**inputs, metrics=ENCODED).scores
-    for changed, settings in (
+    cases: list[tuple[set[str], dict[str, Any]]] = [
+        (ems, {"clip_model": altered(inputs["clip_model"], tmp_path / "clip")}),
+        (infos, {"text_model": altered(inputs["text_model"], tmp_path / "text")}),
+        (ems, {"frame_features": features}),
         (ems | infos, {"key": "other"}),
         (ems | infos, {"segmenter": "lac"}),
         (ems | infos, {"segmenter": "lac-normalized"}),
         (ems | infos, {"language": "en"}),
         (ems | infos, {"ids": ids}),
-        (ems | {"info_sim", "info_diverse"}, {"upstream": True}),
+        (ems | infos, {"upstream": True}),
         (infos, {"user_dict": words}),
         (infos, {"idf": idf}),
-        (infos, {"text_model": inputs["clip_model"]}),
-    ):
-        try:
-            scores = evaluate(**inputs | settings, metrics=ENCODED).scores
-        except NarratorError as error:
-            pytest.fail(f"{settings}: {error}")
-        for name, score in scores.items():
+    ]
+    # tokenizer: the n-gram metrics' (test_metrics_command); frames: above; clip_backend: test_clip_backends
+    elsewhere = {"tokenizer", "frames", "clip_backend", "device"}
+    tried = {name for _, settings in cases for name in settings}
+    assert tried | elsewhere >= {item.name for item in fields(Settings)}
+    for changed, settings in cases:
+        for name, score in evaluate(**inputs | settings, metrics=ENCODED).scores.items():
             assert (str(score.signature) != str(plain[name].signature)) == (name in changed), (name, settings)

@@ -70,6 +70,17 @@ def extract(
 
 
 @app.command()
+def stills(
+    videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for the stills")],
+) -> None:
+    """Stills of videos as JPEG, one a second: what `python -m metrics --frames` looks at."""
+    from videonarrator.cli import data
+
+    data.stills(videos, out)
+
+
+@app.command()
 def prepare(
     annotations: Annotated[Path, typer.Option(help="annotation file (JSON)")],
     test_ids: Annotated[Path, typer.Option(help="ids of the held-out videos, one a line")],

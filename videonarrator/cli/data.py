@@ -1,4 +1,4 @@
-"""The verbs from raw video to sample lists: cut, extract, prepare, sample render."""
+"""The verbs from raw video to sample lists: cut, extract, stills, prepare, sample render."""
 
 from __future__ import annotations
 
@@ -69,6 +69,15 @@ def extract(
     found = find_videos(videos)
     check_writable(out)
     failed = extract_features(found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say)
+    _finish({"out": str(out), "videos": len(found), "failed": failed})
+
+
+def stills(videos: list[Path], out: Path) -> None:
+    from data_process.stills import save_stills
+
+    found = find_videos(videos)
+    check_writable(out)
+    failed = save_stills(found, out, say=say)
     _finish({"out": str(out), "videos": len(found), "failed": failed})
 
 

@@ -11,7 +11,7 @@ import pytest
 from metrics.encoders.clip import load_clip_encoder
 from videonarrator.schema import NarratorError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOT_FETCHED = 75
 
 
