@@ -15,6 +15,7 @@ class Rules:
 
     short_texts_left_out: bool = False
     final_stop: bool = False
+    first_token_cut: bool = False
     padded_maximum: bool = False
     frames_as_given: bool = False
     last_entry_left_out: bool = False
@@ -35,6 +36,11 @@ CORRECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         "texts under 4 characters count (published: left out, so that a model gains by writing nothing)",
     ),
     "final_stop": (_CAPTIONS, "texts are scored as written (published: a 。 is added at the end)"),
+    "first_token_cut": (
+        _CAPTIONS,
+        "all tokens count (published: the first is dropped, taken for a beginning of sentence, also where "
+        "tokenizer_config.json says that none is added)",
+    ),
     "padded_maximum": (
         _EMSCORES,
         "a clip's score depends on that clip alone (published: zeros pad each batch of 64 and take part in "
@@ -44,7 +50,11 @@ CORRECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         _EMSCORES,
         "frame features are brought to length 1 (published: taken as they are)",
     ),
-    "last_entry_left_out": (("info_sim",), "the file's last entry counts (published: it is never scored)"),
+    "last_entry_left_out": (
+        ("info_sim",),
+        "the file's end counts (published: its last entry is never scored, and where that one is without "
+        "narration, neither is the last video)",
+    ),
     "references_needed": (
         ("emscore", "info_sim", "info_diverse", "repetition"),
         "clips without a reference count (published: left out)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -120,12 +121,12 @@ def _parts(
 def info_sim_scores(context: Context, rules: Rules) -> list[Score]:
     """InfoSim over the narrations that have text and whose product has knowledge points."""
     entries, skips = context.select(rules, *fields_needed(rules))
-    last = context.whole[0].entries[-1]
+    unscored = _never_scored(context, entries) if rules.last_entry_left_out else set()
     usable, points = [], []
     for entry in entries:
         reason = None if str(entry.narration).strip() else "narration_empty"
-        if rules.last_entry_left_out and entry is last:
-            reason = "last_entry"
+        if reason is None and entry.key in unscored:
+            reason = "at_the_end_of_the_file"
         found = _points(context, entry.video) if reason is None else ""
         if isinstance(found, str):
             skips.append((entry.key, reason or found))
@@ -141,6 +142,21 @@ def info_sim_scores(context: Context, rules: Rules) -> list[Score]:
             lambda: info_sim(texts, points, words.tagged, encode, context.settings.language),
         )
     return [make_score(_sign_info(context, rules, "info_sim"), [e.key for e in usable], measured, skips)]
+
+
+def _never_scored(context: Context, entries: Sequence[Entry]) -> set[str]:
+    """Keys of the narrations that the published loop collects but leaves before it scores them.
+
+    It scores a video's narrations when it meets one of another video, or at the last entry of the file,
+    before it takes that one in. So the last one is lost; where the file ends with an entry without narration,
+    the loop passes it over, and all narrations of the last video are lost.
+    """
+    narrated = [entry for entry in entries if entry.narration]
+    if not narrated:
+        return set()
+    if narrated[-1] is context.whole[0].entries[-1]:
+        return {narrated[-1].key}
+    return {entry.key for entry in takewhile(lambda e: e.video == narrated[-1].video, reversed(narrated))}
 
 
 def info_diverse_scores(context: Context, rules: Rules) -> list[Score]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from metrics import fit, ngram
 from metrics.base import Measured, Score, Skips, make_score
 from metrics.meteor import MeteorProcess, meteor
+from metrics.ngram import Tokenize
 from metrics.repetition import join_single_characters, repetition, story_repetition
 from metrics.scoring.context import Context, fields_needed
 from metrics.scoring.corrections import CORRECTED, Rules
@@ -19,18 +20,20 @@ UNIT = {"zh": "characters", "en": "words"}
 
 
 class Captions(NamedTuple):
-    """What the n-gram metrics compare; texts as they are tokenised."""
+    """What the n-gram metrics compare; texts as they are tokenised. cut: without their first tokens."""
 
     keys: tuple[str, ...]
     narrations: tuple[str, ...]
     references: tuple[str, ...]
+    cut: bool
     skips: Skips
 
 
 def captions(context: Context, rules: Rules) -> Captions:
     """The pairs of narration and reference that BLEU, METEOR and CIDEr take."""
     entries, skips = context.select(rules, "narration", "reference")
-    encode = context.resources.tokenizer.encode
+    tokenizer = context.resources.tokenizer
+    cut = rules.first_token_cut and not tokenizer.adds_bos
     rows = []
     for entry in entries:
         pair = [str(entry.narration), str(entry.reference)]
@@ -41,12 +44,18 @@ def captions(context: Context, rules: Rules) -> Captions:
             continue
         if rules.final_stop:
             pair = [ngram.with_final_stop(text) for text in pair]
-        if encode(pair[1]):
+        if tokenizer.encode(pair[1])[cut:]:
             rows.append((entry.key, *pair))
         else:
             skips.append((entry.key, "reference_without_tokens"))
     keys, narrations, references = zip(*rows, strict=True) if rows else ((), (), ())
-    return Captions(keys, narrations, references, skips)
+    return Captions(keys, narrations, references, cut, skips)
+
+
+def _encoder(context: Context, taken: Captions) -> Tokenize:
+    """Text -> the tokens that are compared."""
+    encode = context.resources.tokenizer.encode
+    return (lambda text: encode(text)[1:]) if taken.cut else encode
 
 
 def _settings(context: Context, library: str) -> dict[str, str]:
@@ -59,11 +68,11 @@ def _settings(context: Context, library: str) -> dict[str, str]:
 
 def bleu_scores(context: Context, rules: Rules) -> list[Score]:
     taken = captions(context, rules)
-    encode = context.resources.tokenizer.encode
+    encode = _encoder(context, taken)
     results: dict[str, Measured] = {}
     if taken.keys:
         results = context.once(
-            ("bleu", taken[:3]), lambda: ngram.bleu(taken.narrations, taken.references, encode)
+            ("bleu", taken[:4]), lambda: ngram.bleu(taken.narrations, taken.references, encode)
         )
     settings = _settings(context, f"pycocoevalcap-{version('pycocoevalcap')}")
     return [
@@ -74,13 +83,13 @@ def bleu_scores(context: Context, rules: Rules) -> list[Score]:
 
 def cider_scores(context: Context, rules: Rules) -> list[Score]:
     taken = captions(context, rules)
-    encode = context.resources.tokenizer.encode
+    encode = _encoder(context, taken)
     keys, skips, measured = taken.keys, taken.skips, None
     if len(keys) == 1:  # with one reference every n-gram has weight 0
         skips, keys = [*skips, (keys[0], "cider_needs_two_clips")], ()
     elif keys:
         measured = context.once(
-            ("cider", taken[:3]), lambda: ngram.cider(taken.narrations, taken.references, encode)
+            ("cider", taken[:4]), lambda: ngram.cider(taken.narrations, taken.references, encode)
         )
     settings = _settings(context, f"pycocoevalcap-{version('pycocoevalcap')}")
     return [make_score(context.sign(rules, "cider", **settings, sigma="6"), keys, measured, skips)]
@@ -88,10 +97,10 @@ def cider_scores(context: Context, rules: Rules) -> list[Score]:
 
 def meteor_scores(context: Context, rules: Rules, process: MeteorProcess) -> list[Score]:
     taken = captions(context, rules)
-    encode, measured = context.resources.tokenizer.encode, None
+    encode, measured = _encoder(context, taken), None
     if taken.keys:
         measured = context.once(
-            ("meteor", taken[:3]),
+            ("meteor", taken[:4]),
             lambda: meteor(taken.narrations, taken.references, encode, process),
         )
     settings = _settings(context, f"METEOR 1.5 -l en -norm, pycocoevalcap-{version('pycocoevalcap')}")

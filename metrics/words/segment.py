@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from metrics.base import sha256
+from metrics.entries import read_object
 from metrics.words.english import tagged_words
 from metrics.words.lac import Lac
 from videonarrator.schema import NarratorError
@@ -55,11 +58,15 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A text's tokens (any hashable things) as n-gram metrics count them; `file` is the model's, if any."""
+    """A text's tokens (any hashable things) as n-gram metrics count them; `file` is the model's, if any.
+
+    adds_bos: whether its configuration puts a beginning-of-sentence id before a text (`encode` never does).
+    """
 
     name: str
     encode: Callable[[str], Tokens]
     file: Path | None = None
+    adds_bos: bool = True
 
 
 def jieba_segmenter(user_dict: str | Path | None = None) -> Segmenter:
@@ -76,14 +83,31 @@ def jieba_segmenter(user_dict: str | Path | None = None) -> Segmenter:
     return _jieba(path, sha256(path)[:12])
 
 
-@lru_cache(maxsize=4)
-def _jieba(user_dict: Path | None, digest: str) -> Segmenter:
+@cache
+def _plain_cutter() -> Any:
     import jieba  # here, not above: loading its tables takes half a second, which BLEU need not wait for
     import jieba.posseg
 
     jieba.setLogLevel(logging.WARNING)
     cutter = jieba.posseg.POSTokenizer(jieba.Tokenizer())
+    cutter.tokenizer.initialize()
+    return cutter
+
+
+def _with_own_tables(plain: Any) -> Any:
+    """A copy that a user dictionary can be loaded into; reading jieba's tables again takes two seconds."""
+    tokenizer = copy(plain.tokenizer)
+    tokenizer.FREQ, tokenizer.user_word_tag_tab = dict(tokenizer.FREQ), {}
+    cutter = object.__new__(type(plain))  # copy() is caught by its __getattr__
+    vars(cutter).update(vars(plain), tokenizer=tokenizer, word_tag_tab=dict(plain.word_tag_tab))
+    return cutter
+
+
+@lru_cache(maxsize=4)
+def _jieba(user_dict: Path | None, digest: str) -> Segmenter:
+    cutter = _plain_cutter()
     if user_dict is not None:
+        cutter = _with_own_tables(cutter)
         try:
             with user_dict.open("rb") as file:
                 cutter.tokenizer.load_userdict(file)
@@ -216,7 +240,16 @@ def sentencepiece_tokenizer(path: str | Path) -> Tokenizer:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(file))  # pyright: ignore[reportCallIssue]
     except (RuntimeError, OSError):
         raise NarratorError(f"tokenizer {file}: not a SentencePiece model") from None
-    return Tokenizer(f"sentencepiece {sha256(file)[:12]}", lambda text: tuple(processor.encode(text)), file)
+    name = f"sentencepiece {sha256(file)[:12]}"
+    return Tokenizer(name, lambda text: tuple(processor.encode(text)), file, _adds_bos(file))
+
+
+def _adds_bos(file: Path) -> bool:
+    """What the tokenizer_config.json beside a model says; Baichuan's default is to add one."""
+    config = file.with_name("tokenizer_config.json")
+    if not config.is_file():
+        return True
+    return bool(read_object(config, "tokenizer configuration").get("add_bos_token", True))
 
 
 def load_tokenizer(choice: str, segmenter: Segmenter | None = None) -> Tokenizer:

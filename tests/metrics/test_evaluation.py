@@ -178,6 +178,22 @@ def test_stills_serve_as_well_as_their_features(
     assert str(again.signature) != score["signature"]
 
 
+def test_what_info_sim_never_scored(inputs: dict[str, Any]) -> None:
+    """The published loop loses the last narration, or where the file ends without one the last video."""
+
+    def scored() -> list[str]:
+        return list(evaluate(**inputs, metrics=["info_sim"], upstream=True).scores["info_sim"].samples)
+
+    assert scored() == ["红_a_0", "红_a_1", "b_0"]  # 红_a_2 is empty, b_1 has none, b_2 is the last
+    change(inputs["output"], lambda content: content["b_2"].pop("0.1"))
+    assert scored() == ["红_a_0", "红_a_1"]
+    change(inputs["output"], lambda content: content["b_2"].update({"0.1": ""}))
+    assert scored() == ["红_a_0", "红_a_1"]
+    everything = evaluate(**inputs, metrics=["info_sim"]).scores["info_sim"]
+    assert list(everything.samples) == ["红_a_0", "红_a_1", "b_0"]
+    assert everything.moved["last_entry_left_out"] != 0
+
+
 # -------------------- METEOR's program
 
 

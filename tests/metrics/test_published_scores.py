@@ -1,6 +1,7 @@
 """The published code's numbers on the fixed input, final ones and those of every clip and story."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_emscore_without_padding(everything: dict[str, Any], golden: dict[str, A
         values = [score[name].samples[key] for key in kept]
         expected = golden["variants"]["EMScore: no zero padding in max"][kind]
         assert sum(values) / len(values) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tokenizer_that_adds_no_beginning(
+    everything: dict[str, Any], golden: dict[str, Any], tmp_path: Path
+) -> None:
+    """The published code then drops the first real token; by default none is, and the loss is told."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(everything["tokenizer"], folder, copy_function=shutil.copyfile)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    settings = everything | {"tokenizer": str(folder)}
+    cut = evaluate(**settings, metrics=["bleu", "cider"], upstream=True).scores
+    variant = golden["variants"]["caption: tokenizer without BOS ([1:] eats the first real token)"]
+    assert [cut[f"bleu_{n}"].value for n in range(1, 5)] == pytest.approx(variant["bleu"], **NEAR)
+    assert cut["cider"].value == pytest.approx(variant["cider"], **NEAR)
+    whole = evaluate(**settings, metrics=["bleu_1"]).scores["bleu_1"]
+    added = evaluate(**everything, metrics=["bleu_1"]).scores["bleu_1"]
+    assert whole.value == added.value
+    assert added.moved["first_token_cut"] == 0 != whole.moved["first_token_cut"]
 
 
 def test_without_user_dictionary(everything: dict[str, Any], golden: dict[str, Any]) -> None:
