@@ -20,6 +20,12 @@ from videonarrator.training import train
 RESUMED = {"epochs": 3, "save_steps": 2, "dropout": 0.1}  # 3 updates an epoch, 9 in all
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_set():
+    """Said, not only found: the number of threads, once set, makes sums in another order than by default."""
+    torch.set_num_threads(torch.get_num_threads())
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(backbone, sample_videos, zh, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
@@ -90,6 +96,8 @@ def test_a_state_half_written_is_passed_over(backbone, shots, uninterrupted, tmp
 KILLED = """
 import json, os, signal, sys
 sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 from tiny_narrator import FEATURES, clip_tokens, train_config
 import videonarrator.training as training
 
