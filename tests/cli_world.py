@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def run(*words: object) -> Run:
     return Run(ended.value.code, out.getvalue(), err.getvalue())
 
 
-def start(*words: object, **environment: str) -> subprocess.Popen[str]:
-    """`videonarrator WORDS` as a process of its own, started from another folder than the repository's."""
+def start(*words: object, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+    """`videonarrator WORDS` as a process of its own, started from another folder than the repository's.
+
+    before: a program that starts it, with its own words.
+    """
     command = "import sys; from videonarrator.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", command, *map(str, words)],
+        [*before, sys.executable, "-c", command, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

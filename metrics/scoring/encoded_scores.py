@@ -185,7 +185,7 @@ def info_diverse_scores(context: Context, rules: Rules) -> list[Score]:
         words, encode = context.resources.knowledge_words, context.resources.text_encoder.encode
         words.prepare(text for story in texts.values() for text in story)
         measured = context.once(
-            ("info_diverse", tuple(videos)),
+            ("info_diverse", tuple(videos), tuple(e.key for video in texts for e in stories[video])),
             lambda: info_diverse(
                 [texts[video] for video in videos],
                 [points[video] for video in videos],

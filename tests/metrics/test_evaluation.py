@@ -194,6 +194,17 @@ def test_what_info_sim_never_scored(inputs: dict[str, Any]) -> None:
     assert everything.moved["last_entry_left_out"] != 0
 
 
+def test_the_published_value_beside_is_upstreams_own(inputs: dict[str, Any]) -> None:
+    """Also where a rule leaves out clips but no whole story: nothing computed before is taken for it."""
+    change(inputs["output"], lambda content: [content[key].pop("gt") for key in ("红_a_0", "b_0")])
+    metrics = [*ENCODED, "repetition", "cider"]
+    published = evaluate(**inputs, metrics=metrics, upstream=True).scores
+    beside = evaluate(**inputs, metrics=metrics).scores
+    for name, score in beside.items():
+        assert score.published == published[name].value, name
+    assert beside["info_diverse"].moved["references_needed"] != 0
+
+
 # -------------------- METEOR's program
 
 
