@@ -25,7 +25,13 @@ from videonarrator.timeline import frame_numbers
 MANIFEST = "manifest.json"
 
 FEATURE_SETTINGS = ("encoder", "encoder_sha256", "fps", "preprocessing", "dtype", "width")
-"""What a feature store's manifest must say: other values of these give other features."""
+"""What a feature store's manifest must say: other values of these give other features.
+
+Where the store also holds CLIP features, `clip` says of what model: CLIP_SETTINGS.
+"""
+
+CLIP_SETTINGS = ("model", "sha256", "dtype", "width")
+"""What `clip` of a feature store's manifest must say."""
 
 log = logging.getLogger(__name__)
 
@@ -128,16 +134,18 @@ class _VideoStore:
                 + self.made_by
             )
 
-    def _check_tensor(self, tensor: Tensor, where: str) -> None:
+    def _check_tensor(self, tensor: Tensor, where: str, settings: Mapping[str, Any]) -> None:
         dtype, width = str(tensor.dtype).removeprefix("torch."), tensor.shape[-1]
         for field, found in (("dtype", dtype), ("width", width)):
-            if found != self.settings[field]:
-                wanted = self.settings[field]
-                raise NarratorError(f"{where}: {field} {found}, but {self.folder} is for {wanted}")
+            if found != settings[field]:
+                raise NarratorError(f"{where}: {field} {found}, but {self.folder} is for {settings[field]}")
 
 
 class FeatureStore(_VideoStore):
-    """Frame features: a video's `frames` [frames, 32, dim] and their `numbers` (number k: second k-1)."""
+    """Frame features: a video's `frames` [frames, 32, dim] and their `numbers` (number k: second k-1).
+
+    A store whose settings have `clip` also holds the same frames' CLIP features, `clip` [frames, clip dim].
+    """
 
     what = "frame features"
     made_by = "Run `videonarrator extract` to make them (it makes only what is missing)"
@@ -146,14 +154,24 @@ class FeatureStore(_VideoStore):
     def create(cls, folder: str | Path, settings: Mapping[str, Any]) -> Self:
         """See `_VideoStore.create`; settings must have at least FEATURE_SETTINGS."""
         missing = [field for field in FEATURE_SETTINGS if field not in settings]
+        if "clip" in settings:
+            missing += [f"clip.{field}" for field in CLIP_SETTINGS if field not in settings["clip"]]
         if missing:
             raise ValueError(f"feature settings lack {', '.join(missing)}")
         return super().create(folder, settings)
 
-    def write(self, video_id: str, numbers: Sequence[int] | Tensor, frames: Tensor) -> None:
+    @property
+    def has_clip(self) -> bool:
+        """Whether CLIP features stand beside the others."""
+        return "clip" in self.settings
+
+    def write(
+        self, video_id: str, numbers: Sequence[int] | Tensor, frames: Tensor, clip: Tensor | None = None
+    ) -> None:
         """Store a video's frames [frames, 32, dim] and their numbers (from 1, ascending).
 
-        Raises `NarratorError` naming the video, and the frames that hold values which are no numbers.
+        clip: their CLIP features [frames, clip dim], where the store is for them. Raises `NarratorError`
+        naming the video, and the frames that hold values which are no numbers.
         """
         numbers = torch.as_tensor(numbers, dtype=torch.int64)
         where = f"video {video_id}"
@@ -164,17 +182,41 @@ class FeatureStore(_VideoStore):
             )
         if numbers[0] < 1 or (numbers.diff() < 1).any():
             raise NarratorError(f"{where}: frame numbers must ascend from 1, got {numbers.tolist()}")
-        self._check_tensor(frames, where)
-        broken = numbers[~frames.isfinite().flatten(1).all(dim=1).cpu()].tolist()
-        if broken:
-            raise NarratorError(f"{where}: the features of frames {broken} hold NaN or infinite values")
-        self._write(video_id, {"frames": frames, "numbers": numbers}, {"frames": len(frames)})
+        if (clip is not None) != self.has_clip or (clip is not None and clip.shape[:-1] != numbers.shape):
+            found = "none" if clip is None else tuple(clip.shape)
+            wanted = f"[{len(numbers)}, clip dim]" if self.has_clip else "none"
+            raise NarratorError(f"{where}: CLIP features {found}, but {self.folder} is for {wanted}")
+        tensors = {"frames": frames, "numbers": numbers} | ({} if clip is None else {"clip": clip})
+        for name, settings in (("frames", self.settings), ("clip", self.settings.get("clip", {}))):
+            if name in tensors:
+                self._check_tensor(tensors[name], where, settings)
+                finite = tensors[name].isfinite().flatten(1).all(dim=1).cpu()
+                if broken := numbers[~finite].tolist():
+                    raise NarratorError(
+                        f"{where}: the features of frames {broken} hold NaN or infinite values"
+                    )
+        self._write(video_id, tensors, {"frames": len(frames)})
 
     def read(self, video_id: str) -> tuple[Tensor, Tensor]:
         """A video's frame numbers [frames] (int64) and frames [frames, 32, dim]."""
         self._check_whole(video_id)
         tensors = load_file(self.file(video_id))
         return tensors["numbers"], tensors["frames"]
+
+    def read_clip(self, video_id: str) -> Tensor:
+        """The CLIP features [frames, clip dim] of the frames that `read` gives."""
+        self.check_clip()
+        self._check_whole(video_id)
+        return load_file(self.file(video_id))["clip"]
+
+    def check_clip(self) -> None:
+        """Raise `NarratorError` where the store holds no CLIP features."""
+        if not self.has_clip:
+            raise NarratorError(
+                f"{self.folder} holds no CLIP features, by which the memory is to be merged: extract into "
+                "another folder with `videonarrator extract --clip-model`, a folder or hub name such as "
+                "openai/clip-vit-large-patch14"
+            )
 
     def frames_of(self, video_id: str, start: float, end: float) -> Tensor:
         """The frames [frames, 32, dim] of a clip `[start, end)` in seconds, in order; may be none.
@@ -203,7 +245,7 @@ class ClipStore(_VideoStore):
     def write(self, video_id: str, clips: Mapping[int, Tensor], source: str) -> None:
         """Store a video's clip tensors [tokens, dim]. source: checksum of what they were made from."""
         for index, tokens in clips.items():
-            self._check_tensor(tokens, f"video {video_id}, clip {index + 1}")
+            self._check_tensor(tokens, f"video {video_id}, clip {index + 1}", self.settings)
         counts = {str(index): len(tokens) for index, tokens in clips.items()}
         tensors = {str(index): tokens for index, tokens in clips.items()}
         self._write(video_id, tensors, {"source": source, "clips": counts})
@@ -236,9 +278,9 @@ class ClipStore(_VideoStore):
 
 
 def select_frames(numbers: Tensor, frames: Tensor, start: float, end: float) -> tuple[Tensor, list[int]]:
-    """Of a video's `frames` [frames, 32, dim] with these `numbers`, those of a clip; and the numbers lacking.
+    """Of a video's `frames` [frames, ...] with these `numbers`, those of a clip; and the numbers lacking.
 
-    `[start, end)` in seconds; see `timeline.frame_numbers`.
+    frames: any of a video's frame features. `[start, end)` in seconds; see `timeline.frame_numbers`.
     """
     places = {number: place for place, number in enumerate(numbers.tolist())}
     owned = frame_numbers(start, end)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from data_process.annotations import SHOWN, clip_file, image_file, once, write_split
 from data_process.feature_store import ClipStore, FeatureStore, select_frames
 from data_process.files import write_json
+from data_process.published_lists import check_template, published_lists
 from videonarrator.length import range_for_reference
 from videonarrator.prompt import Story, Template, inputs_text, single_stops, story_of
 from videonarrator.schema import NarratorError, Video
@@ -27,6 +28,12 @@ from videonarrator.visual_memory import THRESHOLD, video_clip_tokens
 
 CLIPS_FOLDER = "clips"
 """Folder of the clip tensors inside the prepared folder."""
+
+Memory = Literal["tokens", "clip"]
+"""By what the memory is merged: the frames' mean visual tokens, or their CLIP features."""
+
+Compat = Literal["none", "upstream"]
+"""How sample lists are written: as they should be, or as the published scripts do (`published_lists`)."""
 
 NO_TEXT, NO_FRAMES = "no text", "no frames"
 """Reasons for which a clip is left out."""
@@ -52,53 +59,57 @@ def prepare(
     store: FeatureStore,
     out: str | Path,
     template: Template,
-    threshold: float = THRESHOLD,
+    threshold: float | None = THRESHOLD,
     track: Callable[[Sequence[Video]], Iterable[Video]] = iter,
+    memory: Memory = "tokens",
+    compat: Compat = "none",
 ) -> dict[str, Any]:
     """Write all that training and inference read into the folder `out`; the summary returned is prepare.json.
 
     Written: clips/ (a `ClipStore`), test_ids.txt, train_ids.txt, training_data.json (every video), train.json
     and test.json (with images), train_shots.json and test_shots.json (one entry a clip).
     test_ids: the videos of the test split; all others are for training. threshold: see
-    `visual_memory.compress`. track: wraps the list of videos to show progress. Clip tensors that are there,
-    made from the same features, clips and settings, are kept. A video without features is left out and
-    counted. Raises `NarratorError` where that is all of them, where an id of test_ids is unknown, where the
-    template asks for labels that a clip lacks, or where a clip reaches past its video's end (no list is
-    written then).
+    `visual_memory.compress`. track: wraps the list of videos to show progress. memory: "clip" needs a store
+    with CLIP features. Clip tensors that are there, made from the same features, clips and settings, are
+    kept. A video without features is left out and counted. Raises `NarratorError` where that is all of them,
+    where an id of test_ids is unknown, where the template asks for labels that a clip lacks, or where a clip
+    reaches past its video's end (no list is written then). Ends are not known of published features, which
+    may lack a video's last frames, and are not looked at under compat "upstream".
     """
     out = Path(out)
     _check(videos, test_ids, store, template)
+    if compat == "upstream":
+        check_template(template)
+    if memory == "clip":
+        store.check_clip()
     test = set(once(test_ids, "test split"))
-    settings = {"threshold": threshold, "dtype": store.settings["dtype"], "width": store.settings["width"]}
+    settings = {"threshold": threshold, "memory": memory}
+    settings |= {field: store.settings[field] for field in ("dtype", "width")}
     clip_store = ClipStore.create(out / CLIPS_FOLDER, settings | {"features": store.settings})
     stored = set(store.ids)
+    ends_known = bool(store.settings["encoder_sha256"]) and compat == "none"
     prepared: list[Prepared] = []
     mistakes: list[str] = []
     for video in track([video for video in videos.values() if video.id in stored]):
         numbers, frames = store.read(video.id)
-        found = clips_past_end(video, numbers)
+        found = clips_past_end(video, numbers) if ends_known else []
         mistakes += found
         if not found:
-            prepared.append(_prepare_video(video, numbers, frames, store, clip_store, threshold))
+            prepared.append(_prepare_video(video, numbers, frames, store, clip_store))
     if mistakes:
         more = [f"... and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
         raise NarratorError("\n  ".join(["clips past the end of their video:", *mistakes[:SHOWN], *more]))
-    lists: dict[str, list[Any]] = {"training_data": []}
     for split in ("train", "test"):
         ids = [video_id for video_id in videos if (video_id in test) == (split == "test")]
         write_split(out / f"{split}_ids.txt", ids)
-        told = [one for one in prepared if one.kept and one.video.id in set(ids)]
-        lists[split] = [_video_sample(one, template) for one in told]
-        lists[f"{split}_shots"] = [sample for one in told for sample in _clip_samples(one, template)]
-    whole = {sample["id"]: sample for sample in [*lists["train"], *lists["test"]]}
-    lists["training_data"] = [
-        {field: whole[video_id][field] for field in ("inputs", "id", "frames")}
-        for video_id in videos
-        if video_id in whole
-    ]
+    told = [one for one in prepared if one.kept]
+    if compat == "upstream":
+        lists = published_lists([(one.video, one.kept) for one in told], test, template)
+    else:
+        lists = _lists(told, test, template)
     for name, samples in lists.items():
         write_json(out / f"{name}.json", samples)
-    summary = _summary(videos, prepared, lists, clip_store, threshold)
+    summary = _summary(videos, prepared, lists, clip_store) | {"compat": compat}
     write_json(out / "prepare.json", summary)
     return summary
 
@@ -154,7 +165,6 @@ def _prepare_video(
     frames: Tensor,
     store: FeatureStore,
     clip_store: ClipStore,
-    threshold: float,
 ) -> Prepared:
     left_out: dict[int, str] = {}
     missing_frames: dict[int, list[int]] = {}
@@ -173,11 +183,31 @@ def _prepare_video(
     source = json.dumps([store.checksum(video.id), spans])
     source = hashlib.sha256(source.encode()).hexdigest()
     if kept and not clip_store.has_from(video.id, source):
-        tokens = video_clip_tokens(by_clip, threshold)
+        keys = None
+        if clip_store.settings["memory"] == "clip":
+            clip = store.read_clip(video.id)
+            keys = [select_frames(numbers, clip, own.start, own.end)[0] for own in video.clips]
+        tokens = video_clip_tokens(by_clip, clip_store.settings["threshold"], keys)
         clip_store.write(
             video.id, {index: clip for index, clip in enumerate(tokens) if clip is not None}, source
         )
     return Prepared(video, kept, left_out, missing_frames)
+
+
+def _lists(told: Sequence[Prepared], test: Collection[str], template: Template) -> dict[str, list[Any]]:
+    """The sample lists by name; told: the videos that have clips, in order."""
+    whole = [_video_sample(one, template) for one in told]
+    fields = ("inputs", "id", "frames")
+    lists: dict[str, list[Any]] = {"training_data": [{name: one[name] for name in fields} for one in whole]}
+    for split in ("train", "test"):
+        lists[split] = [sample for sample in whole if (sample["id"] in test) == (split == "test")]
+        lists[f"{split}_shots"] = [
+            sample
+            for one in told
+            if (one.video.id in test) == (split == "test")
+            for sample in _clip_samples(one, template)
+        ]
+    return lists
 
 
 def _video_sample(one: Prepared, template: Template) -> dict[str, Any]:
@@ -220,13 +250,13 @@ def _summary(
     prepared: Sequence[Prepared],
     lists: Mapping[str, list[Any]],
     clip_store: ClipStore,
-    threshold: float,
 ) -> dict[str, Any]:
     """What was written and what was left out, by reason; clips and frames are named by number from 1."""
     reasons = Counter(reason for one in prepared for reason in one.left_out.values())
     have_features = {one.video.id for one in prepared}
     return {
-        "threshold": threshold,
+        "threshold": clip_store.settings["threshold"],
+        "memory": clip_store.settings["memory"],
         "features": clip_store.settings["features"],
         "videos": len(videos),
         "clips": sum(len(video.clips) for video in videos.values()),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from metrics.evaluation import RESAMPLES, evaluate
 from metrics.report import check_folder, write
 from metrics.scoring.context import TOKENIZER
 from metrics.words.segment import SEGMENTERS
+from videonarrator.quiet import quieten
 from videonarrator.schema import GENERATED_KEY, NarratorError
 
 
@@ -121,18 +121,9 @@ def _resamples(text: str) -> int:
     return number
 
 
-QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Keeps the libraries' own messages out of ours; whatever the user has set stays."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return the exit code."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv and argv[0] in COMMANDS:

@@ -7,18 +7,14 @@ the published code does by mistake is left out or can be asked for: `padding`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from metrics.base import Measured, check_pairs
-
-Tagged = Callable[[str], Sequence[tuple[str, str]]]
-"""Text -> (word, part-of-speech tag) pairs, e.g. `jieba_segmenter().tagged`."""
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""Texts -> one L2-normalised row each, [texts, dim]."""
+from metrics.encoders import Encode, embed
+from metrics.words.segment import Tagged
 
 CONTENT_TAGS = frozenset(("n", "s", "nr", "ns", "nt", "nw", "nz", "v", "vn", "a"))
 """jieba's tags of the words that are compared; no other tag that begins like one of them."""
@@ -99,11 +95,10 @@ def emscore(
     """EMScore(X,V), times 100: mean over clips of (fine + coarse) / 2.
 
     frames: each clip's frame features [frames, dim], dim being the text encoder's; of more than 10, those at
-    int(linspace(0, n - 1, 10)) are taken. A narration's words are those with a tag of `CONTENT_TAGS`,
-    repeats kept, each encoded alone; without one, its first word stands for them. fine =
-    2PR/(P + R), 0 where P + R = 0, with precision P (sum over words) and recall R (mean over frames).
-    Components, times 100: fine, coarse, precision, recall, and with the mean over words as P:
-    fine_normalized, value_normalized.
+    int(linspace(0, n - 1, 10)) are taken. A narration's words are those with a tag of `CONTENT_TAGS`, repeats
+    kept, each encoded alone; without one, its first word stands for them. fine = 2PR/(P + R), 0 where
+    P + R = 0, with precision P (sum over words) and recall R (mean over frames). Components, times 100: fine,
+    coarse, precision, recall, and with the mean over words as P: fine_normalized, value_normalized.
 
     padding: the published batches of 64 clips padded with zeros that take part in both maxima: the best
     cosine of a word is at least 0 in a clip with fewer frames than the longest of its batch, and that of a
@@ -176,18 +171,6 @@ def clip_parts(
         return ClipParts(against_frames, None)
     against_references = _compare(narrated, [vectors(words[text]) for text in cut], sentences, vectors(cut))
     return ClipParts(against_frames, against_references)
-
-
-def embed(texts: Sequence[str], encode: Encode) -> Callable[[Sequence[str]], np.ndarray]:
-    """Encode the distinct ones of `texts` in one call; returns the look-up of some of them, [texts, dim].
-
-    Raises `ValueError` where the encoder does not return a finite row for each.
-    """
-    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    vectors = np.asarray(encode(list(rows)), dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(rows) or not np.isfinite(vectors).all():
-        raise ValueError(f"the encoder returned {vectors.shape} for {len(rows)} texts, or numbers not finite")
-    return lambda some: vectors[[rows[text] for text in some]]
 
 
 def _frames(clip: np.ndarray, dim: int, what: str, normalize: bool) -> np.ndarray:

@@ -105,6 +105,8 @@ def evaluate(
 
     Raises `NarratorError` on bad input; a metric that fails stands in `failed` and costs no other.
     """
+    output_file, annotations_file, ids_file = Path(output), _path(annotations), _path(ids)
+    other_file = _path(compare)
     settings = Settings(
         language=language,
         key=key,
@@ -123,25 +125,25 @@ def evaluate(
     if language not in TOKENIZER:
         raise NarratorError(f"unknown language {language!r}; there are: {', '.join(TOKENIZER)}")
     names = metric_names(metrics)
-    needs = {name: lack for name in names if (lack := _lacking(name, settings, annotations is not None))}
+    needs = {name: lack for name in names if (lack := _lacking(name, settings, annotations_file is not None))}
     for name, lack in needs.items():
         if metrics is not None and name != "meteor":  # a missing Java is not a mistake in the command
             raise NarratorError(f"{name} {lack}")
     names = [name for name in names if name not in needs]
     notes: list[str] = []
-    annotated = {} if annotations is None else read_annotated(Path(annotations))
+    annotated = {} if annotations_file is None else read_annotated(annotations_file)
     resources = Resources(settings, annotated, _path(frame_cache), progress)
-    context = _context(Path(output), resources, _path(annotations), _path(ids), names, notes)
+    context = _context(output_file, resources, annotations_file, ids_file, names, notes)
     other = None
-    if compare is not None:
-        other = _context(Path(compare), resources, _path(annotations), _path(ids), names, [])
+    if other_file is not None:
+        other = _context(other_file, resources, annotations_file, ids_file, names, [])
     with meteor_beside(names, progress) as meteor:
         used = _load(resources, names, progress)
         rule_sets = [PUBLISHED] if upstream else variants(names)
         scores, failed = score_all(context, names, rule_sets, meteor, progress)
         others: dict[str, Score] = {}
-        if other is not None:
-            progress(f"the same for {Path(str(compare)).name}")
+        if other is not None and other_file is not None:
+            progress(f"the same for {other_file.name}")
             others, other_failed = score_all(other, names, rule_sets[:1], meteor, progress)
             failed |= {f"{name} of {compare}": reason for name, reason in other_failed.items()}
     if confidence:
@@ -153,10 +155,10 @@ def evaluate(
     }
     notes += _remarks(names, settings, resources)
     files = {
-        "output": _path(output),
-        "annotations": _path(annotations),
-        "ids": _path(ids),
-        "compare": _path(compare),
+        "output": output_file,
+        "annotations": annotations_file,
+        "ids": ids_file,
+        "compare": other_file,
         "frame_features": settings.frame_features,
         "idf": settings.idf,
     } | used
@@ -164,7 +166,7 @@ def evaluate(
         role: {"file": path.name, "sha256": sha256(path)} for role, path in files.items() if path is not None
     }
     described = _described(settings, resources) | {
-        "resamples": str(confidence or (RESAMPLES if compare else 0)),
+        "resamples": str(confidence or (RESAMPLES if other_file else 0)),
         "seed": str(SEED),
     }
     return Evaluation(scores, failed, needs, described, inputs, notes, comparison)
@@ -222,7 +224,7 @@ def _context(
         listed_ids = read_ids(ids, known, notes)
         listed = keep_ids(output, absent, listed_ids.listed)
         clips.append(f"ids {sha256(ids)[:12]}")
-    return Context(settings, resources, whole, listed, listed_ids, ", ".join(clips) or "all")
+    return Context(resources, whole, listed, listed_ids, ", ".join(clips) or "all")
 
 
 def _notes(path: Path, output: Output) -> list[str]:

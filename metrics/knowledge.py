@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from metrics.base import Measured, check_pairs, mean
-from metrics.emscore import Encode, Tagged, embed
+from metrics.encoders import Encode, embed
 from metrics.idf import cut_point
+from metrics.words.segment import Tagged
 
 INFO_SIM_TAGS = frozenset(("l", "n", "s", "nr", "ns", "nt", "nw", "nz", "a"))
 """jieba's tags of the words that InfoSim compares ("l": words of the user dictionary)."""
@@ -51,10 +52,9 @@ def info_sim(
         key: [point for point in (cut_point(raw, language) for raw in key) if len(point) > 1]
         for key in products
     }
-    stop, longest = ("。", SENTENCE_CHARACTERS) if language == "zh" else (".", None)
+    longest = SENTENCE_CHARACTERS if language == "zh" else None
     strings = []
-    for text in narrations:
-        text = text if text.endswith(stop) else text + stop
+    for text in stopped(narrations, language):
         words = [word for word, tag in tagged(text) if tag in INFO_SIM_TAGS]
         strings.append([text[:longest], *(words or [text[:longest]])])
     vectors = embed([text for group in (*strings, *cut.values()) for text in group], encode)
@@ -75,6 +75,12 @@ def info_sim(
         [None if part is None else sum(part) / 2 for part in parts],
         {"sentence": mean(sentence for sentence, _ in scored), "words": mean(words for _, words in scored)},
     )
+
+
+def stopped(narrations: Sequence[str], language: str = "zh") -> list[str]:
+    """The texts whose words InfoSim takes: narrations with a final stop added where it is missing."""
+    stop = "。" if language == "zh" else "."
+    return [text if text.endswith(stop) else text + stop for text in narrations]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 main="${1:-$(bash scripts/setup_env.sh)}"
 prefix="${VIDEONARRATOR_CLIP_ENV:-$PWD/.venv-clip}"
-# not their dependencies (torch is there); cn_clip.clip does without lmdb, which may need a compiler
-packages=(cn_clip open_clip_torch timm torchvision==0.28.0 ftfy wcwidth six==1.17.0)
+# not their dependencies (torch is there); cn_clip.clip does without lmdb, which may need a compiler. Versions are those
+# of constraints.txt
+packages=(cn_clip open_clip_torch timm torchvision ftfy wcwidth six)
 
 say() { echo "setup: $*" >&2; }
 

@@ -14,6 +14,11 @@ from videonarrator.prompt import ADDED_TOKENS, Template
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest first, for the sake of several workers."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data that is not part of the project ($VIDEONARRATOR_SHARED, or ../shared)."""

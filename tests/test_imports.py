@@ -13,10 +13,11 @@ PACKAGES = ("data_process", "metrics", "videonarrator")
 
 FACTS = tuple(
     f"videonarrator.{name}"
-    for name in ("schema", "storyline", "timeline", "length", "fingerprint", "version")
+    for name in ("schema", "storyline", "timeline", "length", "fingerprint", "quiet", "version")
 )
-PROMPT, MEMORY, CLIP_INPUTS, PACKING, CONFIG = (
-    f"videonarrator.{name}" for name in ("prompt", "visual_memory", "clip_inputs", "packing", "config")
+PROMPT, MEMORY, CLIP_INPUTS, PACKING, CONFIG, WEIGHT_FILES = (
+    f"videonarrator.{name}"
+    for name in ("prompt", "visual_memory", "clip_inputs", "packing", "config", "weight_files")
 )
 
 # Of the project, these modules import these only (a name stands for all that lies below it, too).
@@ -29,7 +30,8 @@ ALLOWED = {
     PACKING: (*FACTS, PROMPT, MEMORY, CLIP_INPUTS),
     "videonarrator.dataset": (*FACTS, PROMPT, MEMORY, CLIP_INPUTS, PACKING),
     "videonarrator.modeling": ("videonarrator.modeling",),
-    "data_process": ("data_process", *FACTS, PROMPT, MEMORY, CONFIG),
+    WEIGHT_FILES: FACTS,
+    "data_process": ("data_process", *FACTS, PROMPT, MEMORY, CONFIG, WEIGHT_FILES),
     "metrics": ("metrics", *FACTS),
 }
 FORBIDDEN = {

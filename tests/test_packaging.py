@@ -48,7 +48,8 @@ def test_the_wheel_holds_the_packages_and_configs_and_nothing_else(wheel):
     expected = {
         path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
     }
-    expected |= {f"videonarrator/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    shipped = [path for ending in ("yaml", "json") for path in (ROOT / "configs").rglob(f"*.{ending}")]
+    expected |= {f"videonarrator/{path.relative_to(ROOT)}" for path in shipped}
     assert "videonarrator/configs/prompts/zh.yaml" in expected and licenses
     assert names - expected == set(), "not part of the packages, but in the wheel"
     assert expected - names == set(), (

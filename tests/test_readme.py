@@ -62,7 +62,38 @@ def test_a_second_quickstart_reuses_everything(quickstart):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
-def test_every_other_command_runs(quickstart, tmp_path, shared):
+def published_files(folder, upstream, features):
+    """What an owner of the published files has: base model, checkpoint, features and lists."""
+    import numpy as np
+
+    folder.mkdir()
+    (folder / "baichuan-7b").symlink_to(upstream / "base")
+    (folder / "annotations.json").symlink_to(upstream / "all_video_data.json")
+    for name in ("checkpoint", "instruction.txt", "test_ids.txt"):
+        (folder / name).symlink_to(upstream / name)
+    (folder / "features").mkdir()
+    for video_id, frames in features.items():
+        for number, frame in frames.items():
+            np.save(folder / "features" / f"{video_id}_{number:03d}.jpg.npy", frame.numpy())
+
+
+def lavis_files(folder, fixture):
+    """LAVIS's two files, at the size of the reference data; returns the options its small size needs."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder.mkdir()
+    state = load_file(fixture / "lavis_state_dict.safetensors")
+    vit = {name.removeprefix("visual_encoder."): t for name, t in state.items() if name.startswith("visual_")}
+    torch.save(vit, folder / "eva_vit_g.pth")
+    rest = {name: t for name, t in state.items() if not name.startswith("visual_encoder.")}
+    torch.save({"model": rest}, folder / "blip2_pretrained.pth")
+    config = json.loads((fixture / "config.json").read_text())
+    heads = config["vit"]["num_heads"], config["qformer"]["num_attention_heads"]
+    return f" --vit-heads {heads[0]} --qformer-heads {heads[1]}"
+
+
+def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstream_features):
     """In a folder laid out as a reader's would be: a few videos of one's own, and small models for large
     ones.
     """
@@ -81,6 +112,8 @@ def test_every_other_command_runs(quickstart, tmp_path, shared):
     (tmp_path / "videos").mkdir()
     for name in mine:
         (tmp_path / "videos" / name).symlink_to(folder / "videos" / name)
+    published_files(tmp_path / "published", upstream, upstream_features)
+    heads = lavis_files(tmp_path / "published/lavis", shared / "data/lavis_fixture")
     ran = []
     for command in commands():
         if command.startswith("bash scripts/"):  # the quickstart ran above; the other is what runs this test
@@ -93,6 +126,9 @@ def test_every_other_command_runs(quickstart, tmp_path, shared):
             ("hfl/chinese-roberta-wwm-ext-large", "chinese-roberta"),
         ):
             smaller = smaller.replace(name, str(shared / "data/metrics_fixture/models" / tiny))
+        if " convert " in smaller:  # the name is the sample backbone's here
+            smaller = smaller.replace("models/baichuan-7b", "models/converted")
+            smaller += heads if " lavis " in smaller else ""
         if " train " in smaller:
             smaller += " optimization.epochs=0.3 optimization.precision=fp32"
         if "measure_grounding" in smaller:
@@ -100,11 +136,15 @@ def test_every_other_command_runs(quickstart, tmp_path, shared):
         done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{shlex.quote(smaller)}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
         ran.append(command)
-    assert len(ran) == 13
+    assert len(ran) == 21
     scores = json.loads((tmp_path / "runs/mine/eval/results.json").read_text("utf-8"))["metrics"]
     assert all(score["ci95"] for score in scores.values() if score["value"] is not None)
     assert scores["emscore"]["n_scored"] and scores["info_sim"]["n_scored"]
     assert (tmp_path / "runs/my_video/script.md").is_file()
+    published = json.loads((tmp_path / "runs/published/out/output.json").read_text("utf-8"))
+    expected = json.loads((upstream / "infer/test_output.json").read_text("utf-8"))
+    written = {key: entry for key, entry in expected.items() if "0.1" in entry}
+    assert written and {key: published[key] for key in written} == written
 
 
 def test_what_the_readme_points_at_is_there():

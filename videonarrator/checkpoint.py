@@ -6,6 +6,7 @@
     trained.safetensors  projector, position table, input and output embeddings
     adapter/           (lora) peft's own adapter folder
     backbone/          (full) the whole language model
+                       (projector: neither; the language model stayed as it was)
 
 With LoRA the frozen backbone is not in the folder: narrator.json says where it lies and knows its
 fingerprint.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,22 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from videonarrator.clip_inputs import TokenRules
 from videonarrator.config import load_template, save_template
-from videonarrator.fingerprint import fingerprint
+from videonarrator.fingerprint import fingerprint, source_fingerprint
+from videonarrator.modeling.adapters import apply_adapter
 from videonarrator.modeling.backbones import add_tokens, load_backbone, load_tokenizer
+from videonarrator.modeling.lora import add_projector_lora, merge_projector_lora, projector_tensors
 from videonarrator.modeling.narrator import Narrator
 from videonarrator.modeling.projector import VisualProjector
 from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, Template
 from videonarrator.schema import NarratorError
 from videonarrator.timeline import POSITIONS
+from videonarrator.weight_files import listing
 
 FORMAT = 1
 DESCRIPTION = "narrator.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,35 @@ class CheckpointInfo:
     """What a checkpoint says of itself.
 
     backbone: folder (relative to the checkpoint) or hub name of the frozen language model; "" where the
-    checkpoint holds the language model whole. features: the settings its visual tokens were made with
-    (encoder, threshold).
+    checkpoint holds the language model whole. backbone_source: fingerprint of what the backbone was converted
+    from, the same for all its layouts. compat: `upstream` where ids, positions and decoding are those of the
+    published set-up. projector_lora: rank, alpha and dropout of LoRA on a frozen projector. projector_origin:
+    where a projector comes from that was not trained here. whole_video_tokens: visual tokens a clip where
+    samples are whole videos, else 0. features: the settings its visual tokens were made with (encoder,
+    threshold).
     """
 
     adapter: str
     feature_width: int
     backbone: str = ""
     backbone_fingerprint: str = ""
+    backbone_source: str = ""
     positions: int = POSITIONS
     bos: bool = True
     strip_around_added_tokens: bool = False
+    compat: str = "none"
+    projector_lora: dict[str, Any] = field(default_factory=dict)
+    projector_origin: str = ""
+    whole_video_tokens: int = 0
     features: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def published(self) -> bool:
+        return self.compat == "upstream"
+
+    @property
+    def token_rules(self) -> TokenRules:
+        return TokenRules(self.bos, self.strip_around_added_tokens, self.published)
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,9 @@ class Checkpoint:
 def trained_tensors(narrator: Narrator) -> dict[str, Tensor]:
     """Projector, position table, and input and output embeddings, under the names of trained.safetensors."""
     base = narrator.base
-    tensors = {f"projector.{name}": tensor for name, tensor in narrator.projector.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        f"projector.{name}": tensor for name, tensor in projector_tensors(narrator.projector).items()
+    }
     tensors["embed_tokens.weight"] = base.get_input_embeddings().weight
     tensors["lm_head.weight"] = base.get_output_embeddings().weight
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -94,7 +120,7 @@ def save_checkpoint(
     if info.adapter == "lora":
         narrator.language_model.save_pretrained(partial / "adapter", save_embedding_layers=False)
         (partial / "adapter" / "README.md").unlink(missing_ok=True)  # peft's model card
-    else:
+    elif info.adapter == "full":
         narrator.language_model.save_pretrained(partial / "backbone")
     described = {"format": FORMAT, **asdict(info)}
     if info.backbone and Path(info.backbone).is_dir():  # found again when both folders are moved together
@@ -117,10 +143,9 @@ def read_info(folder: Path) -> CheckpointInfo:
     """What a checkpoint folder says of itself; `NarratorError` where it is none, or is damaged."""
     file = folder / DESCRIPTION
     if not file.is_file():
-        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "nothing"
         raise NarratorError(
-            f"{folder} is no checkpoint folder: it has no {DESCRIPTION} (found: {inside}). Give the folder "
-            "that `videonarrator train` wrote, such as runs/sample/train/checkpoint"
+            f"{folder} is no checkpoint folder: it has no {DESCRIPTION} (found: {listing(folder)}). Give the "
+            "folder that `videonarrator train` wrote, such as runs/sample/train/checkpoint"
         )
     try:
         described = json.loads(file.read_text("utf-8"))
@@ -153,22 +178,34 @@ def load_checkpoint(
     """
     info = read_info(folder)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    if info.adapter == "lora":
-        source = _find_backbone(folder, info, backbone)
-        with naming(source):
-            language_model: Any = load_backbone(source, dtype=dtype)
-        add_tokens(language_model, tokenizer, ADDED_TOKENS)
-        language_model = PeftModel.from_pretrained(language_model, str(folder / "adapter"))
+    source = str(folder / "backbone") if info.adapter == "full" else _find_backbone(folder, info, backbone)
+    if info.adapter == "full":
+        language_model: Any = load_backbone(source, dtype=dtype)
     else:
-        language_model = load_backbone(str(folder / "backbone"), dtype=dtype)
+        with naming(source):
+            language_model = load_backbone(source, dtype=dtype)
+        add_tokens(language_model, tokenizer, ADDED_TOKENS)
+    if info.adapter == "lora":
+        settings = json.loads((folder / "adapter" / "adapter_config.json").read_text("utf-8"))
+        try:
+            tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+            language_model = apply_adapter(language_model, settings, tensors)
+        except (ValueError, RuntimeError) as error:
+            raise NarratorError(f"the adapter of {folder} does not go with {source}: {error}") from error
     hidden = language_model.get_input_embeddings().embedding_dim
     projector = VisualProjector(info.feature_width, hidden, info.positions)
+    if info.projector_lora:
+        add_projector_lora(projector, **info.projector_lora)
     narrator = Narrator(language_model, projector, tokenizer.convert_tokens_to_ids(VISUAL_PATCH))
     load_trained(narrator, load_file(folder / "trained.safetensors"), str(folder))
     if merge and info.adapter == "lora":
         narrator.language_model = narrator.language_model.merge_and_unload()
+    if merge:
+        merge_projector_lora(projector)
     narrator.to(device).eval().requires_grad_(False)
     narrator.projector.to(dtype)
+    if info.projector_origin:
+        log.warning("checkpoint %s: its visual projector was %s", folder, info.projector_origin)
     return Checkpoint(narrator, tokenizer, load_template(folder / "prompt.yaml"), info)
 
 
@@ -185,7 +222,7 @@ def load_trained(narrator: Narrator, tensors: dict[str, Tensor], source: str) ->
     """Put the tensors of trained.safetensors in place; each must be there and fit."""
     base = narrator.base
     own = {
-        **{f"projector.{name}": tensor for name, tensor in narrator.projector.state_dict().items()},
+        **{f"projector.{name}": tensor for name, tensor in projector_tensors(narrator.projector).items()},
         "embed_tokens.weight": base.get_input_embeddings().weight,
         "lm_head.weight": base.get_output_embeddings().weight,
     }
@@ -206,16 +243,39 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _find_backbone(folder: Path, info: CheckpointInfo, given: str | None) -> str:
+def backbone_source(backbone: str) -> str:
+    """What a backbone folder was converted from (see `fingerprint`); "" for a name of the hub."""
+    return source_fingerprint(Path(backbone)) if (Path(backbone) / "config.json").is_file() else ""
+
+
+def recorded_backbone(folder: Path, info: CheckpointInfo) -> str:
+    """Where the checkpoint says its language model is: a folder that is there, else as it was written."""
     recorded = (folder / info.backbone).resolve()
-    source = given or (str(recorded) if recorded.is_dir() else info.backbone)
+    return str(recorded) if recorded.is_dir() else info.backbone
+
+
+def compare_backbone(info: CheckpointInfo, source: str) -> str:
+    """How the backbone folder `source` compares with the one trained on; `NarratorError` if it is another."""
+    if not info.backbone_fingerprint:
+        return "not known which one the checkpoint was trained on"
+    model = (Path(source) / "config.json").is_file()
+    if model and fingerprint(Path(source)) == info.backbone_fingerprint:
+        return "the one the checkpoint was trained on"
+    if model and info.backbone_source and backbone_source(source) == info.backbone_source:
+        return "the one the checkpoint was trained on, in another layout"
+    raise NarratorError(
+        f"{source} is not the backbone that the checkpoint was trained on (its files differ): give the right "
+        "one with --backbone"
+    )
+
+
+def _find_backbone(folder: Path, info: CheckpointInfo, given: str | None) -> str:
+    source = given or recorded_backbone(folder, info)
     if Path(source).is_dir():
-        found = fingerprint(Path(source)) if (Path(source) / "config.json").is_file() else "no model"
-        if info.backbone_fingerprint not in ("", found):
-            raise NarratorError(
-                f"{source} is not the backbone that checkpoint {folder} was trained on (its files differ): "
-                "give the right one with --backbone"
-            )
+        try:
+            compare_backbone(info, source)
+        except NarratorError as error:
+            raise NarratorError(f"checkpoint {folder}: {error}") from None
     elif source.startswith("."):
         raise NarratorError(
             f"the backbone of checkpoint {folder} is not at {source}: give its folder with --backbone"

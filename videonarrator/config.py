@@ -104,7 +104,7 @@ def config_path(name: str | Path) -> Path:
     """The YAML file meant by `name`: a path that exists, else one in configs/ (`sample/train` will do)."""
     if Path(name).is_file():
         return Path(name)
-    configs = _configs_folder()
+    configs = configs_folder()
     wanted = Path(name).as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if not Path(name).is_absolute() and (configs / wanted).is_file():
         return configs / wanted
@@ -121,6 +121,9 @@ _PLACEHOLDERS = {
     "narration": ("i",),
 }
 """What each wording of a template is filled in with; the other fields are taken as they stand."""
+
+_OPTIONAL = {"header": ("n",)}
+"""Placeholders that a wording may leave out."""
 
 
 def load_template(name: str | Path) -> Template:
@@ -152,6 +155,11 @@ def load_template(name: str | Path) -> Template:
         raise NarratorError(
             f"{file}: language {values['language']!r} is unknown; there are {', '.join(DEFAULT_RATE)}"
         )
+    if values["language"] == "en" and values["narration"] != values["narration"].rstrip(" "):
+        raise NarratorError(
+            f"{file}: narration {values['narration']!r} ends in a blank: leave it out, in English the "
+            "blank before a narration is put there by itself"
+        )
     return Template(**values)
 
 
@@ -165,28 +173,39 @@ def save_template(template: Template, path: str | Path) -> None:
 
 
 def _check_placeholders(file: Path, field: str, wording: str) -> None:
-    """Each placeholder of a wording must stand in it once, plainly: it is both filled in and read back."""
-    wanted = _PLACEHOLDERS.get(field, ())
+    """Each placeholder of a wording must stand in it once, plainly: it is both filled in and read back.
+
+    A product wording may be empty: the prompt then tells of no product.
+    """
+    if field == "product" and not wording:
+        return
+    wanted, optional = _PLACEHOLDERS.get(field, ()), _OPTIONAL.get(field, ())
     if not wanted:
         known = {name for names in _PLACEHOLDERS.values() for name in names}
         if found := [name for name in re.findall(r"\{(\w+)\}", wording) if name in known]:
             raise NarratorError(f"{file}: {field} is taken as it stands, it cannot hold {{{found[0]}}}")
         return
-    expected = " and ".join(f"{{{name}}}" for name in wanted)
+    expected = " and ".join(
+        f"{{{name}}}" + (" (which may be left out)" if name in optional else "") for name in wanted
+    )
+    or_empty = ", or be empty" if field == "product" else ""
     try:
         parts = list(Formatter().parse(wording))
     except ValueError as error:
         raise NarratorError(f"{file}: {field}: {error}; expected {expected} and no other braces") from error
     plain = "".join(text + (f"{{{name}}}" if name is not None else "") for text, name, _, _ in parts)
     found = [name for _, name, _, _ in parts if name is not None]
-    if plain != wording or sorted(found) != sorted(wanted):
-        raise NarratorError(f"{file}: {field} must hold {expected} once and no other braces: {wording!r}")
+    needed = [name for name in wanted if name not in optional or name in found]
+    if plain != wording or sorted(found) != sorted(needed):
+        raise NarratorError(
+            f"{file}: {field} must hold {expected} once and no other braces{or_empty}: {wording!r}"
+        )
 
 
 # -------------------- details
 
 
-def _configs_folder() -> Path:
+def configs_folder() -> Path:
     """configs/: inside the package where installed from a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     return next(

@@ -17,7 +17,7 @@ def write_line(
     narrator: Narrator,
     ids: Sequence[int],
     visual: Tensor,
-    position: int,
+    positions: Sequence[int],
     stop_ids: Sequence[int],
     *,
     temperature: float,
@@ -27,17 +27,17 @@ def write_line(
 ) -> list[int]:
     """The ids that follow the prompt `ids`, without the stop id that ended them.
 
-    visual [patches, width]: the prompt's visual tokens. penalty: repetition penalty over all prompt ids
-    (patches included) and the output (paper's decoding). temperature: 0 takes the likeliest token. generator:
-    for sampling.
+    visual [patches, width]: the prompt's visual tokens; positions: of each of these. penalty: repetition
+    penalty over all prompt ids (patches included) and the output (paper's decoding). temperature: 0 takes the
+    likeliest token. generator: for sampling.
     """
     device = narrator.device
     prompt = torch.tensor([list(ids)], device=device)
-    positions = torch.full((len(visual),), position, device=device)
+    places = torch.tensor(list(positions), dtype=torch.long, device=device)
     seen = torch.zeros(narrator.base.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
     seen[prompt[0]] = True
     cache: Any = DynamicCache(config=narrator.base.config)
-    logits = narrator.step(narrator.embed(prompt, visual.to(device), positions), cache)
+    logits = narrator.step(narrator.embed(prompt, visual.to(device), places), cache)
     written: list[int] = []
     while len(written) < max_new_tokens:
         token = choose(penalised(logits, seen, penalty), temperature, generator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from videonarrator.checkpoint import Checkpoint
 from videonarrator.clip_inputs import check_visual, encode, encode_text, generation_inputs
 from videonarrator.decoding import write_line
 from videonarrator.length import count_units, length_gap
-from videonarrator.prompt import Segment, StoryClip, with_answer
+from videonarrator.prompt import Segment, StoryClip, published_wording, with_answer
 from videonarrator.schema import NarratorError, Product
 from videonarrator.settings import DecodingSettings
+from videonarrator.visual_memory import fit_tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class ClipTask:
     visual: Tensor
     position: int
     label: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids, the visual tokens [patches, width] that its patches stand for, and the position of each."""
+
+    ids: list[int]
+    visual: Tensor
+    positions: list[int]
 
 
 @dataclass(frozen=True)
@@ -60,73 +70,114 @@ def narrate_video(
     seed: int | None = None,
 ) -> list[ClipResult]:
     """Write the clips of one video in order, at most `settings.max_clips`; `total` counts all its clips."""
-    seed = settings.seed if seed is None else seed
-    history: list[StoryClip] = []
-    results = []
     for task in tasks:
         check_visual(task.visual, checkpoint.info.feature_width, f"clip {task.index + 1}")
-    for task in tasks[: settings.max_clips]:
+    writer = _Writer(checkpoint, product, total, settings, settings.seed if seed is None else seed)
+    return [writer.write(task) for task in tasks[: settings.max_clips]]
+
+
+class _Writer:
+    """Writes one video's clips; keeps what was written and shown so far."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, product: Product, total: int, settings: DecodingSettings, seed: int
+    ) -> None:
+        if checkpoint.info.published:
+            product = Product(published_wording(product.name), published_wording(product.info))
+        self.checkpoint, self.product, self.total = checkpoint, product, total
+        self.settings, self.seed = settings, seed
+        self.template = checkpoint.template
+        self.stops = stop_ids(checkpoint.tokenizer, published=checkpoint.info.published)
+        self.history: list[StoryClip] = []
+        self.shown: list[Tensor] = []  # of whole-video checkpoints: the visual tokens of all clips so far
+
+    def write(self, task: ClipTask) -> ClipResult:
         clip = StoryClip(task.index + 1, "", "", task.low, task.high)
+        if number := self.checkpoint.info.whole_video_tokens:
+            self.shown.append(fit_tokens(task.visual, number))
         label = task.label
         if label is None:
-            label = _write_label(checkpoint, product, history, clip, total, task, settings, seed)
-        result = _write_narration(checkpoint, product, history, clip, total, task, label, settings, seed)
-        results.append(result)
-        history.append(with_answer(clip, result.label, result.text))
-    return results
+            label = self._label(clip, task) if self.template.label else ""
+        result = self._narration(clip, task, label)
+        self.history.append(with_answer(clip, result.label, result.text))
+        return result
 
+    def _label(self, clip: StoryClip, task: ClipTask) -> str:
+        prompt = self._prompt(clip, task, None)
+        text = self._decode(prompt, self.settings.label_penalty, 0, (task.index, 0))
+        return text.split("\n")[0].strip()
 
-def _write_label(
-    checkpoint: Checkpoint,
-    product: Product,
-    history: Sequence[StoryClip],
-    clip: StoryClip,
-    total: int,
-    task: ClipTask,
-    settings: DecodingSettings,
-    seed: int,
-) -> str:
-    if not checkpoint.template.label:
-        return ""
-    ids = _prompt_ids(checkpoint, product, history, clip, total, task, None)
-    text = _decode(
-        checkpoint, ids, task, settings, settings.label_penalty, _draw(settings, 0), [seed, task.index, 0]
-    )
-    return text.split("\n")[0].strip()
-
-
-def _write_narration(
-    checkpoint: Checkpoint,
-    product: Product,
-    history: Sequence[StoryClip],
-    clip: StoryClip,
-    total: int,
-    task: ClipTask,
-    label: str,
-    settings: DecodingSettings,
-    seed: int,
-) -> ClipResult:
-    """The first narration inside the length range, or of all attempts the nearest (an empty one last)."""
-    ids = _prompt_ids(checkpoint, product, history, clip, total, task, label)
-    best: ClipResult | None = None
-    best_gap = (True, 0)
-    for attempt in range(settings.attempts):
-        temperature = _draw(settings, attempt)
-        parts = [seed, task.index, 1 + attempt]
-        raw = _decode(checkpoint, ids, task, settings, settings.narration_penalty, temperature, parts)
-        whole = raw.strip()
-        language = checkpoint.template.language
-        for text in [whole, *(clause_ends(whole, language) if settings.attempts > 1 else ())]:
-            length = count_units(text, language)
-            gap = (not text, length_gap(length, task.low, task.high))
-            if best is None or gap < best_gap:
-                best, best_gap = ClipResult(task.index, label, text, raw, attempt, seed), gap
-            if gap == (False, 0):
+    def _narration(self, clip: StoryClip, task: ClipTask, label: str) -> ClipResult:
+        """The first narration inside the length range, or of all attempts the nearest (an empty one last)."""
+        prompt = self._prompt(clip, task, label)
+        best: ClipResult | None = None
+        best_gap = (True, 0)
+        for attempt in range(self.settings.attempts):
+            raw = self._decode(prompt, self.settings.narration_penalty, attempt, (task.index, 1 + attempt))
+            # tokenizers that join line breaks with other text have more tokens with one than the stop
+            whole = (raw if self.checkpoint.info.published else raw.split("\n")[0]).strip()
+            language = self.template.language
+            for text in [whole, *(clause_ends(whole, language) if self.settings.attempts > 1 else ())]:
+                length = count_units(text, language)
+                gap = (not text, length_gap(length, task.low, task.high))
+                if best is None or gap < best_gap:
+                    best, best_gap = ClipResult(task.index, label, text, raw, attempt, self.seed), gap
+                if gap == (False, 0):
+                    break
+            if best_gap == (False, 0):
                 break
-        if best_gap == (False, 0):
-            break
-    assert best is not None
-    return best
+        assert best is not None
+        return best
+
+    def _prompt(self, clip: StoryClip, task: ClipTask, label: str | None) -> Prompt:
+        """What the model reads up to where the label is written or, once that is known, the narration."""
+        inputs = generation_inputs(
+            self.product,
+            self.history,
+            clip,
+            self.total,
+            torch.cat(self.shown) if self.shown else task.visual,
+            task.position,
+            self.template,
+            all_slots=bool(self.shown),
+        )
+        segments = list(inputs.segments)
+        if label is not None:
+            segments += [Segment(label + "\n")] if self.template.label else []
+            segments.append(Segment(self.template.narration.format(i=clip.number)))
+        info = self.checkpoint.info
+        if info.published:  # two blanks in a row become one, at inference only
+            segments = [replace(segment, text=segment.text.replace("  ", " ")) for segment in segments]
+        ids, _ = encode(segments, self.checkpoint.tokenizer, inputs.counts, info.token_rules)
+        limit = int(getattr(self.checkpoint.narrator.base.config, "max_position_embeddings", 0) or 0)
+        if limit and len(ids) >= limit:
+            raise NarratorError(
+                f"clip {clip.number}: the prompt has {len(ids)} tokens, the model takes {limit}: shorten the "
+                "product facts or the clips"
+            )
+        slots = zip(inputs.positions, inputs.counts, strict=True)
+        return Prompt(ids, inputs.visual, [place for place, count in slots for _ in range(count)])
+
+    def _decode(self, prompt: Prompt, penalty: float, attempt: int, draw: tuple[int, int]) -> str:
+        """The line written after the prompt; `draw` makes its random numbers its own."""
+        written = write_line(
+            self.checkpoint.narrator,
+            prompt.ids,
+            prompt.visual,
+            prompt.positions,
+            self.stops,
+            temperature=self._temperature(attempt),
+            penalty=penalty,
+            max_new_tokens=self.settings.max_new_tokens,
+            generator=torch.Generator().manual_seed(_mix((self.seed, *draw))),
+        )
+        return self.checkpoint.tokenizer.decode(written, skip_special_tokens=True)
+
+    def _temperature(self, attempt: int) -> float:
+        """0 is greedy."""
+        if attempt:
+            return self.settings.retry_temperature
+        return 0.0 if self.settings.greedy else self.settings.temperature
 
 
 def clause_ends(text: str, language: str = "zh") -> list[str]:
@@ -135,77 +186,16 @@ def clause_ends(text: str, language: str = "zh") -> list[str]:
     return [text[:end] + ("." if language == "en" else "。") for end in reversed(ends) if end]
 
 
-def _prompt_ids(
-    checkpoint: Checkpoint,
-    product: Product,
-    history: Sequence[StoryClip],
-    clip: StoryClip,
-    total: int,
-    task: ClipTask,
-    label: str | None,
-) -> list[int]:
-    """Ids up to where the label is written or, once it is known, up to where the narration is."""
-    template, info = checkpoint.template, checkpoint.info
-    inputs = generation_inputs(product, history, clip, total, task.visual, task.position, template)
-    segments = list(inputs.segments)
-    if label is not None:
-        segments += [Segment(label + "\n")] if template.label else []
-        segments.append(Segment(template.narration.format(i=clip.number)))
-    ids, _ = encode(
-        segments,
-        checkpoint.tokenizer,
-        len(task.visual),
-        bos=info.bos,
-        strip_around_added_tokens=info.strip_around_added_tokens,
-    )
-    limit = int(getattr(checkpoint.narrator.base.config, "max_position_embeddings", 0) or 0)
-    if limit and len(ids) >= limit:
-        raise NarratorError(
-            f"clip {clip.number}: the prompt has {len(ids)} tokens, the model takes {limit}: shorten the "
-            "product facts or the clips"
-        )
-    return ids
-
-
-def _decode(
-    checkpoint: Checkpoint,
-    ids: Sequence[int],
-    task: ClipTask,
-    settings: DecodingSettings,
-    penalty: float,
-    temperature: float,
-    seed_parts: Sequence[int],
-) -> str:
-    generator = torch.Generator().manual_seed(_mix(seed_parts))
-    written = write_line(
-        checkpoint.narrator,
-        ids,
-        task.visual,
-        task.position,
-        stop_ids(checkpoint.tokenizer),
-        temperature=temperature,
-        penalty=penalty,
-        max_new_tokens=settings.max_new_tokens,
-        generator=generator,
-    )
-    return checkpoint.tokenizer.decode(written, skip_special_tokens=True)
-
-
-def stop_ids(tokenizer: Any) -> list[int]:
-    """Ids that end a line: the line break's own piece, and the end of text."""
+def stop_ids(tokenizer: Any, *, published: bool = False) -> list[int]:
+    """Ids that end a line: the line break's own piece, and the end of text (published: the former alone)."""
     newline = encode_text("\n", tokenizer)
     if len(newline) != 1:
         raise NarratorError(f"the tokenizer has no piece of its own for the line break (it gives {newline})")
+    if published:
+        return newline
     as_byte = tokenizer.convert_tokens_to_ids("<0x0A>")  # would break the line as well
     others = (tokenizer.eos_token_id, None if as_byte == tokenizer.unk_token_id else as_byte)
     return [*newline, *(token for token in others if token is not None)]
-
-
-def _draw(settings: DecodingSettings, attempt: int) -> float:
-    """Temperature of an attempt; 0 is greedy."""
-    if attempt:
-        return settings.retry_temperature
-    return 0.0 if settings.greedy else settings.temperature
 
 
 def _mix(parts: Sequence[int]) -> int:

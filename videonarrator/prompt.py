@@ -22,7 +22,11 @@ EMPTY_SLOT = VISUAL_START + VISUAL_END
 
 @dataclass(frozen=True)
 class Template:
-    """Wording around the facts. Placeholders: name, info; i, n; low, high. `label` "": no storyline."""
+    """Wording around the facts. Placeholders: name, info; i, n; low, high. `label` "": no storyline.
+
+    `product` "": the prompt tells of no product. `header` without {n}: it does not tell how many clips the
+    video has.
+    """
 
     language: str
     instruction: str
@@ -33,6 +37,13 @@ class Template:
     length: str
     label: str
     narration: str
+
+    @property
+    def blank(self) -> str:
+        """What stands between `narration` and the text: in English a blank, which tokens take as one with the
+        first word, so that it is written with the text and is no part of the prompt.
+        """
+        return " " if self.language == "en" else ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,10 @@ class StoryClip:
 
 @dataclass(frozen=True)
 class Story:
-    """A product and clips as a prompt tells them. `total` counts all clips, left-out ones included."""
+    """A product and clips as a prompt tells them. `total` counts all clips, left-out ones included.
+
+    Read back from a text whose template tells no total, it is the largest number of a clip told of.
+    """
 
     product: Product
     total: int
@@ -75,12 +89,12 @@ def clip_segments(
     """One clip's part of the prompt, label and narration included; the slot only where `visual`.
 
     Cuts stand where tokens never merge across: before the clip, around the slot, after `剧本类型：`, after
-    the label's line break and after `{i}.`.
+    the label's line break and after `{i}.`; in English before the blank in front of the narration.
     """
     answer = [Segment(clip.label + "\n", target=target)] if template.label else []
     answer += [
         Segment(template.narration.format(i=clip.number), target=target),
-        Segment(clip.text + "\n", target=target),
+        Segment(template.blank + clip.text + "\n", target=target),
     ]
     return [*question_segments(clip, total, template, visual=visual), *answer]
 
@@ -96,11 +110,13 @@ def question_segments(
     return [Segment(header + template.scene), Segment("", visual=True), Segment(template.scene_end + rest)]
 
 
-def sample_segments(story: Story, number: int, template: Template, *, later: bool = True) -> list[Segment]:
+def sample_segments(
+    story: Story, number: int, template: Template, *, later: bool = True, visual: bool = True
+) -> list[Segment]:
     """A training sample: the whole story, with slot and target at clip `number` (from 1).
 
     later: keep the clips after the target, as the published lists do. A causal model's loss does not depend
-    on them.
+    on them. visual: False leaves the slot out.
     """
     if all(clip.number != number for clip in story.clips):
         raise NarratorError(f"clip {number} is not in the story: it has {[c.number for c in story.clips]}")
@@ -108,17 +124,26 @@ def sample_segments(story: Story, number: int, template: Template, *, later: boo
     for clip in story.clips:
         if later or clip.number <= number:
             here = clip.number == number
-            segments += clip_segments(clip, story.total, template, visual=here, target=here)
+            segments += clip_segments(clip, story.total, template, visual=here and visual, target=here)
     return segments
 
 
 def prompt_segments(
-    product: Product, history: Sequence[StoryClip], clip: StoryClip, total: int, template: Template
+    product: Product,
+    history: Sequence[StoryClip],
+    clip: StoryClip,
+    total: int,
+    template: Template,
+    *,
+    all_slots: bool = False,
 ) -> list[Segment]:
-    """The generation prompt of `clip` (its label and text are not looked at), after those of `history`."""
+    """The generation prompt of `clip` (its label and text are not looked at), after those of `history`.
+
+    all_slots: earlier clips keep their slots, as in samples of whole videos.
+    """
     segments = [opening(product, template)]
     for earlier in history:
-        segments += clip_segments(earlier, total, template)
+        segments += clip_segments(earlier, total, template, visual=all_slots)
     return segments + question_segments(clip, total, template, visual=True)
 
 
@@ -140,11 +165,12 @@ def inputs_text(story: Story, template: Template, visual_clip: int | None = None
     return text.removesuffix("\n")
 
 
-def parse_inputs(inputs: str, template: Template) -> Story:
-    """The story of an `inputs` string, the inverse of `inputs_text`.
+def parse_inputs(inputs: str, template: Template, *, slotless: bool = False) -> Story:
+    """The story of an `inputs` string, the inverse of `inputs_text`; slotless: of one without any slot.
 
-    Raises `NarratorError` where the text does not have the template's form or would not be given back
-    unchanged.
+    What the template does not tell is not known: a product without name, and as total the largest number of
+    a clip. Raises `NarratorError` where the text does not have the template's form or would not be given
+    back unchanged.
     """
     match = re.match(_pattern(template.product, name=r"[^\n]*", info=r"[\s\S]*?"), inputs)
     if match is None:
@@ -155,7 +181,7 @@ def parse_inputs(inputs: str, template: Template) -> Story:
         + f"(?P<slot>{re.escape(template.scene + EMPTY_SLOT + template.scene_end)})?"
         + _pattern(template.length, low=r"-?\d+", high=r"-?\d+")
         + label
-        + re.escape(template.narration).replace(r"\{i\}", r"(?P=i)")
+        + re.escape(template.narration + template.blank).replace(r"\{i\}", r"(?P=i)")
         + r"(?P<text>[^\n]*)(?:\n|$)"
     )
     clips, slots, total, at = [], [], 0, match.end()
@@ -177,14 +203,18 @@ def parse_inputs(inputs: str, template: Template) -> Story:
         )
         if parts["slot"]:
             slots.append(clips[-1].number)
-        total, at = int(parts["n"]), found.end()
-    story = Story(Product(match["name"], match["info"]), total, tuple(clips))
-    if len(slots) not in (1, len(clips)):
+        total = int(parts["n"]) if "n" in parts else max(total, clips[-1].number)
+        at = found.end()
+    if not clips:
+        raise NarratorError(f"sample text tells of no clip: {inputs[:40]!r}")
+    facts = match.groupdict()
+    story = Story(Product(facts.get("name", ""), facts.get("info", "")), total, tuple(clips))
+    if slotless != (not slots) or len(slots) not in (0, 1, len(clips)):
         raise NarratorError(
             f"{template.scene + EMPTY_SLOT!r} stands in clips {slots} of {[c.number for c in clips]}: "
             "expected it in every clip or, in a per-clip sample, in one"
         )
-    visual_clip = slots[0] if len(slots) == 1 else None
+    visual_clip = slots[0] if len(slots) == 1 else 0 if slotless else None
     if inputs_text(story, template, visual_clip) != inputs:
         raise NarratorError(f"sample text would not be given back unchanged: {inputs[:40]!r}")
     return story
@@ -206,6 +236,11 @@ def story_of(video: Video, kept: Sequence[int], ranges: Sequence[tuple[int, int]
 def single_stops(text: str) -> str:
     """`text` with a doubled full stop made single (one pass, as the published data processing does)."""
     return text.replace("。。", "。")
+
+
+def published_wording(text: str) -> str:
+    """`text` as the published sample lists have it: a phrase close to the slot's name is shortened to it."""
+    return text.replace("场景描述", "场景")
 
 
 def with_answer(clip: StoryClip, label: str, text: str) -> StoryClip:

@@ -16,11 +16,15 @@ class DataSettings:
 
     later_clips: keep the text of the clips after the target, as the published samples do; a causal model's
     loss does not depend on it, so it is left out by default.
+    whole_videos: the list holds whole videos (train.json, training_data.json) and each is one sample: every
+    clip's slot kept, its visual tokens cut or padded to `clip_tokens`, no positions, loss on all clips.
     """
 
     samples: str = MISSING
     clips: str = MISSING
     later_clips: bool = False
+    whole_videos: bool = False
+    clip_tokens: int = 64
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,24 @@ class ModelSettings:
     """The language model and what of it is trained (published: LoRA of rank 64 on all linear layers but the
     head).
 
-    adapter: `lora` trains LoRA, embeddings, projector and position table; `full` trains every weight.
+    adapter: `lora` trains LoRA, embeddings, projector and position table; `full` trains every weight;
+    `projector` trains projector and position table alone.
     projector: a BLIP-2 folder whose `language_projection` the projector starts from; "" draws it at random.
-    bos: begin every prompt with the tokenizer's BOS. strip_around_added_tokens: the published set-up's
-    tokenisation.
+    bos: begin every prompt with the tokenizer's BOS; None: where it has one. strip_around_added_tokens: the
+    published set-up's tokenisation. compat: `upstream` is the published set-up whole: that tokenisation,
+    its per-clip lists as they are, and LoRA on a projector that is itself frozen.
     """
 
     backbone: str = MISSING
     projector: str = ""
     template: str = "zh"
-    adapter: Literal["lora", "full"] = "lora"
+    adapter: Literal["lora", "full", "projector"] = "lora"
     rank: int = 64
     alpha: int = 16
     dropout: float = 0.05
-    bos: bool = True
+    bos: bool | None = None
     strip_around_added_tokens: bool = False
+    compat: Literal["none", "upstream"] = "none"
 
 
 @dataclass(frozen=True)

@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from videonarrator.generation import ClipResult, ClipTask
-from videonarrator.length import count_units, range_for_duration, range_for_reference
+from videonarrator.length import REFERENCE_MARGIN, count_units, range_for_duration, range_for_reference
 from videonarrator.prompt import single_stops
 from videonarrator.schema import Clip, NarratorError, Script, ScriptLine, Video
 from videonarrator.storyline import check_label
-from videonarrator.timeline import clip_positions
+from videonarrator.timeline import clip_positions, clip_positions_by_rank
 from videonarrator.visual_memory import video_clip_tokens
 
 
 def annotated_tasks(
     video: Video,
     frames: Sequence[Tensor],
-    threshold: float,
+    threshold: float | None,
     *,
+    keys: Sequence[Tensor] | None = None,
     offered_label: bool = False,
     language: str = "zh",
+    published: bool = False,
 ) -> list[ClipTask]:
     """Tasks for an annotated video: clips with text and frames, length ranges around the references.
 
-    frames: of each annotated clip, its frames' features [frames, 32, width]. offered_label: the annotated
-    labels are given, not generated.
+    frames: of each annotated clip, its frames' features [frames, 32, width]. threshold, keys: see
+    `visual_memory.video_clip_tokens`. offered_label: the annotated labels are given, not generated.
+    published: ranges and positions are the published lists' (a reference as it stands is counted, low may be
+    less than 1; `timeline.clip_positions_by_rank`).
     """
     kept = [i for i, clip in enumerate(video.clips) if clip.text is not None and len(frames[i])]
-    ranges = [range_for_reference(single_stops(video.clips[i].text or ""), language) for i in kept]
+    texts = [video.clips[i].text or "" for i in kept]
+    if published:
+        margin, lengths = REFERENCE_MARGIN[language], [count_units(text, language) for text in texts]
+        ranges = [(length - margin, length + margin) for length in lengths]
+    else:
+        ranges = [range_for_reference(single_stops(text), language) for text in texts]
     labels = [video.clips[i].label if offered_label else None for i in kept]
     if "" in labels:
         raise NarratorError(
             f"video {video.id}, clip {kept[labels.index('')] + 1} has no label in the annotations to offer"
         )
-    return _tasks(video.clips, kept, frames, ranges, labels, threshold)
+    tasks = _tasks(video.clips, kept, frames, ranges, labels, threshold, keys)
+    if published:
+        positions = clip_positions_by_rank([clip.duration for clip in video.clips], len(tasks))
+        tasks = [replace(task, position=place) for task, place in zip(tasks, positions, strict=True)]
+    return tasks
 
 
 def new_tasks(
     clips: Sequence[Clip],
     frames: Sequence[Tensor],
-    threshold: float,
+    threshold: float | None,
     *,
+    keys: Sequence[Tensor] | None = None,
     storyline: Sequence[str] | None = None,
     rate: float | None = None,
     language: str = "zh",
 ) -> list[ClipTask]:
     """Tasks for a new video: every clip, length ranges from its duration.
 
+    threshold, keys: see `visual_memory.video_clip_tokens`.
     storyline: the script labels, one a clip; without it a clip's own label is taken, or one is generated.
     rate: characters (words) a second.
     """
@@ -63,7 +79,7 @@ def new_tasks(
     given = storyline or [clip.label for clip in clips]
     labels = [check_label(label) if label else None for label in given]
     ranges = [range_for_duration(clip.duration, rate, language) for clip in clips]
-    return _tasks(clips, range(len(clips)), frames, ranges, labels, threshold)
+    return _tasks(clips, range(len(clips)), frames, ranges, labels, threshold, keys)
 
 
 def _tasks(
@@ -72,9 +88,11 @@ def _tasks(
     frames: Sequence[Tensor],
     ranges: Sequence[tuple[int, int]],
     labels: Sequence[str | None],
-    threshold: float,
+    threshold: float | None,
+    keys: Sequence[Tensor] | None,
 ) -> list[ClipTask]:
-    visual = video_clip_tokens([frames[i] for i in kept], threshold)
+    kept_keys = None if keys is None else [keys[i] for i in kept]
+    visual = video_clip_tokens([frames[i] for i in kept], threshold, kept_keys)
     positions = clip_positions([clip.duration for clip in clips], kept)
     return [
         ClipTask(index, low, high, tokens, position, label)

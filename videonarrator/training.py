@@ -1,4 +1,4 @@
-"""Training: per-clip samples, LoRA or all weights, over transformers' Trainer."""
+"""Training: samples of clips or whole videos, LoRA or all weights, over transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from videonarrator.checkpoint import CheckpointInfo, naming, save_checkpoint
+from videonarrator.checkpoint import CheckpointInfo, backbone_source, naming, save_checkpoint
+from videonarrator.clip_inputs import TokenRules
 from videonarrator.config import load_template, save_config
 from videonarrator.dataset import ClipSamples, VisualSource, collate
 from videonarrator.environment import write_environment
 from videonarrator.fingerprint import fingerprint
-from videonarrator.modeling.backbones import add_tokens, load_backbone, load_tokenizer
-from videonarrator.modeling.lora import add_lora, set_trainable
+from videonarrator.modeling.backbones import add_tokens, begins_with_bos, load_backbone, load_tokenizer
+from videonarrator.modeling.lora import add_lora, add_projector_lora, set_trainable
 from videonarrator.modeling.narrator import Narrator
 from videonarrator.modeling.projector import VisualProjector
 from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, Template
@@ -60,18 +61,20 @@ def train(
         return checkpoint
     torch.manual_seed(settings.seed)
     narrator, tokenizer = build_narrator(config, int(features["width"]))
+    rules = token_rules(config, tokenizer)
+    whole_video_tokens = config.data.clip_tokens if config.data.whole_videos else 0
     dataset = ClipSamples(
         samples,
         visual_of,
         tokenizer,
         template,
         int(features["width"]),
-        later_clips=config.data.later_clips,
-        bos=config.model.bos,
-        strip_around_added_tokens=config.model.strip_around_added_tokens,
+        later_clips=config.data.later_clips or rules.published,
+        rules=rules,
+        whole_video_tokens=whole_video_tokens,
     )
     _check_lengths(dataset, narrator)
-    narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, dataset[0]["visual"])
+    match_projector(narrator, dataset)
     if config.model.projector:
         start_projector(narrator.projector, Path(config.model.projector))
     trainer = NarratorTrainer(
@@ -90,14 +93,19 @@ def train(
     if state:
         _say(f"going on from {state}")
     trainer.train(resume_from_checkpoint=str(state) if state else None)
-    lora = config.model.adapter == "lora"
+    model = config.model
+    frozen = model.adapter != "full"
     info = CheckpointInfo(
-        adapter=config.model.adapter,
+        adapter=model.adapter,
         feature_width=int(features["width"]),
-        backbone=config.model.backbone if lora else "",
-        backbone_fingerprint=record["backbone"] if lora else "",
-        bos=config.model.bos,
-        strip_around_added_tokens=config.model.strip_around_added_tokens,
+        backbone=model.backbone if frozen else "",
+        backbone_fingerprint=record["backbone"] if frozen else "",
+        backbone_source=backbone_source(model.backbone) if frozen else "",
+        bos=rules.bos,
+        strip_around_added_tokens=rules.strip_around_added_tokens,
+        compat=model.compat,
+        projector_lora=projector_lora(config),
+        whole_video_tokens=whole_video_tokens,
         features=dict(features),
     )
     if trainer.is_world_process_zero():
@@ -116,13 +124,40 @@ def build_narrator(config: TrainConfig, feature_width: int) -> tuple[Narrator, A
     if config.optimization.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
     projector = VisualProjector(feature_width, language_model.get_input_embeddings().embedding_dim)
-    full = config.model.adapter == "full"
-    if not full:
-        model = config.model
+    model = config.model
+    if model.adapter == "lora":
         language_model = add_lora(language_model, rank=model.rank, alpha=model.alpha, dropout=model.dropout)
+    if settings := projector_lora(config):
+        add_projector_lora(projector, **settings)
     narrator = Narrator(language_model, projector, tokenizer.convert_tokens_to_ids(VISUAL_PATCH))
-    set_trainable(narrator, full=full)
+    set_trainable(narrator, model.adapter)
     return narrator, tokenizer
+
+
+def token_rules(config: TrainConfig, tokenizer: Any) -> TokenRules:
+    """The settings' token rules; whether prompts begin with BOS is found out where they do not say."""
+    model = config.model
+    published = model.compat == "upstream"
+    bos = begins_with_bos(tokenizer) if model.bos is None else model.bos
+    return TokenRules(bos, model.strip_around_added_tokens or published, published)
+
+
+def projector_lora(config: TrainConfig) -> dict[str, Any]:
+    """Settings of the projector's LoRA: the published set-up has one; ours trains the projector itself."""
+    model = config.model
+    if model.compat != "upstream" or model.adapter != "lora":
+        return {}
+    return {"rank": model.rank, "alpha": model.alpha, "dropout": model.dropout}
+
+
+def match_projector(narrator: Narrator, dataset: ClipSamples) -> None:
+    """Start the projector at the scale of the words, measured on the first sample that shows something."""
+    seen = next((one["visual"] for one in dataset if len(one["visual"])), None)  # pyright: ignore
+    if seen is None:
+        raise NarratorError(
+            "no sample of the list shows its clip: there is nothing to train the projector on"
+        )
+    narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, seen)
 
 
 def start_projector(projector: VisualProjector, folder: Path) -> None:

@@ -73,8 +73,9 @@ class FrameFeatures(Mapping[str, np.ndarray]):
 def read_frame_features(path: Path) -> FrameFeatures:
     """The frame features of a safetensors file: key `<video id>_<clip index>` -> float32 [frames, dim].
 
-    EMScore takes them as they are: they should be L2-normalised. Raises `NarratorError` where it is no such
-    file, is empty, or holds another rank or several widths. Values are not looked at.
+    They are given as they are; EMScore L2-normalises them by default, and takes them unchanged under the
+    published rules. Raises `NarratorError` where it is no such file, is empty, or holds another rank or
+    several widths. Values are not looked at.
     """
     features = FrameFeatures(Path(path))
     if not features:

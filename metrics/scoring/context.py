@@ -66,12 +66,15 @@ class Resources:
 
     @cached_property
     def words(self) -> Segmenter:
-        """Words of EMScore and of the tokenizer "words": no user dictionary."""
+        """Words of EMScore: no user dictionary."""
         return load_segmenter(self.settings.language, self.settings.segmenter)
 
     @cached_property
     def knowledge_words(self) -> Segmenter:
-        """Words of InfoSim, InfoDiverse and repetition: with the user dictionary of knowledge points."""
+        """Words of InfoSim, InfoDiverse, repetition and the tokenizer "words".
+
+        With the user dictionary of knowledge points, where one is given.
+        """
         if self.settings.user_dict is None:
             return self.words
         return load_segmenter(self.settings.language, self.settings.segmenter, self.settings.user_dict)
@@ -141,13 +144,16 @@ class Context:
     with the clips that the output lacks. clips: the part of a signature that says which clips could count.
     """
 
-    settings: Settings
     resources: Resources
     whole: tuple[Output, Skips]
     listed: tuple[Output, Skips]
     ids: Ids | None = None
     clips: str = "all"
     memory: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return self.resources.settings
 
     def select(self, rules: Rules, *fields: str) -> tuple[list[Entry], Skips]:
         """Entries that have all `fields`, for a metric over clips, and why the others are left out."""

@@ -11,7 +11,7 @@ from metrics.base import Measured, Score, Signature, make_score, sha256
 from metrics.emscore import REFERENCE_CHARACTERS, ClipParts, clip_parts
 from metrics.entries import Entry
 from metrics.idf import cut_point, product_key
-from metrics.knowledge import info_diverse, info_sim
+from metrics.knowledge import info_diverse, info_sim, stopped
 from metrics.ngram import SHORTEST_UPSTREAM
 from metrics.scoring.context import Context, fields_needed
 from metrics.scoring.corrections import Rules
@@ -99,7 +99,8 @@ def _parts(
     """Computed once for the same clips: rules that change the padding alone share it."""
     resources = context.resources
     narrations = [str(entry.narration) for entry in entries]
-    references = [str(entry.reference) for entry in entries] if referenced else None
+    longest = REFERENCE_CHARACTERS if context.settings.language == "zh" else None
+    references = [str(entry.reference)[:longest] for entry in entries] if referenced else None
 
     def compute() -> ClipParts:
         encoder, words = resources.clip_encoder, resources.words
@@ -111,7 +112,7 @@ def _parts(
             encoder.encode_texts,
             references,
             normalize=not rules.frames_as_given,
-            longest=REFERENCE_CHARACTERS if context.settings.language == "zh" else None,
+            longest=None,
         )
 
     keys = tuple(entry.key for entry in entries)
@@ -136,7 +137,7 @@ def info_sim_scores(context: Context, rules: Rules) -> list[Score]:
     texts, measured = [str(entry.narration) for entry in usable], None
     if usable:
         words, encode = context.resources.knowledge_words, context.resources.text_encoder.encode
-        words.prepare(texts)
+        words.prepare(stopped(texts, context.settings.language))
         measured = context.once(
             ("info_sim", tuple(entry.key for entry in usable)),
             lambda: info_sim(texts, points, words.tagged, encode, context.settings.language),

@@ -34,16 +34,17 @@ def captions(context: Context, rules: Rules) -> Captions:
     entries, skips = context.select(rules, "narration", "reference")
     tokenizer = context.resources.tokenizer
     cut = rules.first_token_cut and not tokenizer.adds_bos
+    given = [(str(entry.narration), str(entry.reference)) for entry in entries]
+    stop = ngram.with_final_stop if rules.final_stop else str
+    pairs = [(stop(narration), stop(reference)) for narration, reference in given]
+    tokenizer.prepare(text for pair in pairs for text in pair)
     rows = []
-    for entry in entries:
-        pair = [str(entry.narration), str(entry.reference)]
-        short = [len(text) < ngram.SHORTEST_UPSTREAM for text in pair]
+    for entry, texts, pair in zip(entries, given, pairs, strict=True):
+        short = [len(text) < ngram.SHORTEST_UPSTREAM for text in texts]
         if rules.short_texts_left_out and any(short):
             which = "narration" if short[0] else "reference"
             skips.append((entry.key, f"{which}_under_{ngram.SHORTEST_UPSTREAM}_characters"))
             continue
-        if rules.final_stop:
-            pair = [ngram.with_final_stop(text) for text in pair]
         if tokenizer.encode(pair[1])[cut:]:
             rows.append((entry.key, *pair))
         else:

@@ -8,7 +8,7 @@ signatures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -34,6 +34,9 @@ HALF_WIDTH |= {ord("。"): ".", ord("、"): ","}
 
 Tokens = tuple[Hashable, ...]
 TaggedWords = tuple[tuple[str, str], ...]
+
+Tagged = Callable[[str], Sequence[tuple[str, str]]]
+"""Text -> (word, part-of-speech tag) pairs, e.g. `jieba_segmenter().tagged`."""
 
 
 def _nothing(texts: Iterable[str]) -> None:
@@ -61,12 +64,14 @@ class Tokenizer:
     """A text's tokens (any hashable things) as n-gram metrics count them; `file` is the model's, if any.
 
     adds_bos: whether its configuration puts a beginning-of-sentence id before a text (`encode` never does).
+    prepare: as a segmenter's.
     """
 
     name: str
     encode: Callable[[str], Tokens]
     file: Path | None = None
     adds_bos: bool = True
+    prepare: Callable[[Iterable[str]], None] = _nothing
 
 
 def jieba_segmenter(user_dict: str | Path | None = None) -> Segmenter:
@@ -213,6 +218,7 @@ def word_tokenizer(segmenter: Segmenter) -> Tokenizer:
     return Tokenizer(
         f"words ({segmenter.name})",
         lambda text: tuple(word for word in segmenter.words(text) if word.strip()),
+        prepare=segmenter.prepare,
     )
 
 

@@ -323,7 +323,7 @@ def test_encoder_of_something_else(world, tmp_path, out, kind):
     words = {
         "backbone": "not a BLIP-2",
         "nowhere": "no folder",
-        "no weights": "has no .safetensors weights",
+        "no weights": "has no weights: expected model.safetensors",
         "not whole": "does not hold this BLIP-2 whole",
     }[kind]
     if kind == "backbone":

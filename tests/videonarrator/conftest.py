@@ -93,3 +93,11 @@ def full_run(backbone, sample_videos, zh, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "full"
     samples = clip_samples(next(iter(sample_videos.values())), zh)
     return output, train_and_keep(train_config(backbone, output, adapter="full"), samples)
+
+
+@pytest.fixture(scope="session")
+def published(upstream, upstream_features, tmp_path_factory):
+    """The small published system, taken over by the project's own commands; not to be changed."""
+    from published_world import take_over
+
+    return take_over(upstream, upstream_features, tmp_path_factory.mktemp("published"))

@@ -46,7 +46,7 @@ def logits(narrator, tokenizer, shots, template):
     visual = clip_tokens(shots[1]["id"], 1)
     inputs = training_inputs(shots[1], visual, template)
     ids, _ = encode(inputs.segments, tokenizer, len(visual))
-    positions = torch.full((len(visual),), inputs.position)
+    positions = torch.full((len(visual),), inputs.positions[0])
     embeddings = narrator.embed(torch.tensor([ids]), visual, positions)
     return narrator.base(inputs_embeds=embeddings).logits[0]
 
@@ -153,7 +153,7 @@ def test_another_backbone_is_refused(movable, tmp_path):
     tensors = load_file(other / "model.safetensors")
     tensors["model.norm.weight"][3] += 1e-3
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    message = "is not the backbone that checkpoint .* was trained on .*--backbone"
+    message = "is not the backbone that the checkpoint was trained on .*--backbone"
     with pytest.raises(NarratorError, match=f"other {message}"):
         load_checkpoint(checkpoint, backbone=str(other))
     shutil.rmtree(backbone)

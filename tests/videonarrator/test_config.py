@@ -192,14 +192,22 @@ def test_any_wording_round_trips(tmp_path_factory, text):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"header": "Clip {i}:\n"}, "header must hold {i} and {n} once and no other braces"),
+        (
+            {"header": "Clip {n}:\n"},
+            "header must hold {i} and {n} (which may be left out) once and no other braces: 'Clip {n}",
+        ),
         ({"header": "Clip {i}/{n}/{n}:\n"}, "header must hold"),
+        (
+            {"product": "{name}\n"},
+            "product must hold {name} and {info} once and no other braces, or be empty",
+        ),
         ({"length": "{low!r}-{high}"}, "length must hold"),
         ({"length": "{low}-{high} {{}}"}, "length must hold"),
         ({"length": "{low}-{high"}, "expected {low} and {high}"),
         ({"narration": "{}."}, "narration must hold {i}"),
         ({"scene": "Scene {i}: "}, "scene is taken as it stands, it cannot hold {i}"),
         ({"language": "fr"}, "language 'fr' is unknown; there are zh, en"),
+        ({"language": "en", "narration": "Story {i}: "}, "ends in a blank: leave it out, in English"),
     ],
 )
 def test_a_template_with_wrong_placeholders(tmp_path, change, expected):

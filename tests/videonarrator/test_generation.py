@@ -40,7 +40,7 @@ class Scripted:
 
     def __call__(self, narrator, ids, visual, position, stops, **settings):
         del narrator, stops
-        self.asked.append({"ids": list(ids), "visual": visual, "position": position, **settings})
+        self.asked.append({"ids": list(ids), "visual": visual, "positions": position, **settings})
         return self.tokenizer.encode(next(self.texts), add_special_tokens=False, split_special_tokens=True)
 
 
@@ -59,7 +59,7 @@ def test_prompts_are_the_training_samples_up_to_their_targets(sample_videos, zh,
             start = next(place for place, label in enumerate(labels) if label != IGNORED)
             empty = replace(clip, label="", text="")  # what is to be written is not looked at
             prompt = generation_inputs(
-                video.product, story.clips[:index], empty, story.total, visual, sample.position, zh
+                video.product, story.clips[:index], empty, story.total, visual, sample.positions[0], zh
             )
             assert encode(prompt.segments, tokenizer, len(visual))[0] == ids[:start]
             learnt = [label for label in labels if label != IGNORED]
@@ -91,7 +91,7 @@ def test_narrating_asks_with_the_training_samples_ids(sample_videos, zh, checkpo
             assert ids[end - 1] == newline
             assert asked[1]["ids"] == ids[: end - 1 - narration]
             for one in asked:
-                assert one["visual"].equal(visual) and one["position"] == shot["shot_pos"]
+                assert one["visual"].equal(visual) and set(one["positions"]) == {shot["shot_pos"]}
             assert (asked[0]["penalty"], asked[1]["penalty"]) == (1.0, 1.1)
 
 
@@ -191,16 +191,16 @@ def test_greedy_decoding_with_cache_is_the_plain_procedure(restless, sample_vide
             asked = {"temperature": 0.0, "penalty": penalty, "max_new_tokens": 20}
             expected, margin = plain_line(narrator, ids, visual, position, [], penalty, 20)
             assert margin > 1e-4  # else rounding could decide
-            assert write_line(narrator, ids, visual, position, [], **asked) == expected
+            assert write_line(narrator, ids, visual, [position] * len(visual), [], **asked) == expected
             assert len(expected) == 20
             lines.append(expected)
             stop = expected[7]
-            short = write_line(narrator, ids, visual, position, [stop], **asked)
+            short = write_line(narrator, ids, visual, [position] * len(visual), [stop], **asked)
             assert short == expected[: expected.index(stop)]
             assert short == plain_line(narrator, ids, visual, position, [stop], penalty, 20)[0]
             stopped += len(short) < 8
         differ += (lines[0] != lines[1]) + (lines[1] != lines[2])
-        elsewhere = write_line(narrator, ids, visual + 1, position, [], **asked)
+        elsewhere = write_line(narrator, ids, visual + 1, [position] * len(visual), [], **asked)
         differ += elsewhere != lines[2]  # the picture matters
     assert differ >= 6 and stopped == 9
 
@@ -212,12 +212,12 @@ def test_penalty_covers_the_patches_of_the_prompt(restless):
     others = [5, 9, 14]
     probe = [others[0], *[narrator.patch_id] * len(visual), *others[1:]]
     asked = {"temperature": 0.0, "max_new_tokens": 1}
-    (likeliest,) = write_line(narrator, probe, visual, 3, [], penalty=1.0, **asked)
+    (likeliest,) = write_line(narrator, probe, visual, [3] * len(visual), [], penalty=1.0, **asked)
     assert likeliest not in probe
     other = type(narrator)(narrator.language_model, narrator.projector, likeliest)
     ids = [likeliest if index == narrator.patch_id else index for index in probe]
-    assert write_line(other, ids, visual, 3, [], penalty=1.0, **asked) == [likeliest]
-    (penalised_choice,) = write_line(other, ids, visual, 3, [], penalty=5.0, **asked)
+    assert write_line(other, ids, visual, [3] * len(visual), [], penalty=1.0, **asked) == [likeliest]
+    (penalised_choice,) = write_line(other, ids, visual, [3] * len(visual), [], penalty=5.0, **asked)
     assert penalised_choice != likeliest
     assert plain_line(other, ids, visual, 3, [], 5.0, 1)[0] == [penalised_choice]
 
@@ -255,7 +255,7 @@ def test_stops_are_the_line_break_and_the_end(checkpoint):
         def encode(self, text, **rules):
             return [7, 8]
 
-    with pytest.raises(NarratorError, match=r"no piece of its own for the line break .*\[7, 8\]"):
+    with pytest.raises(NarratorError, match="no piece of its own for the line break"):
         stop_ids(Other())
 
 

@@ -128,7 +128,7 @@ def test_lora_is_on_every_linear_layer_but_the_head(backbone):
         adapted = add_lora(model, rank=4, alpha=8, dropout=0.5).eval()
         assert adapted(ids).logits.equal(before)  # B is zero
     narrator = Narrator(adapted, VisualProjector(WIDTH, 32), 0)
-    set_trainable(narrator)
+    set_trainable(narrator, "lora")
     trained = {name for name, parameter in narrator.named_parameters() if parameter.requires_grad}
     inside = "language_model.base_model.model."
     lora = {f"{inside}{name}.lora_{letter}.default.weight" for name in wanted for letter in "AB"}
@@ -139,7 +139,7 @@ def test_lora_is_on_every_linear_layer_but_the_head(backbone):
         "projector.linear.bias",
         "projector.position.weight",
     }
-    set_trainable(narrator, full=True)
+    set_trainable(narrator, "full")
     assert all(parameter.requires_grad for parameter in narrator.parameters())
 
 
@@ -167,9 +167,13 @@ def test_added_tokens_come_in_order_and_start_at_the_mean(backbone):
 def test_rows_that_a_backbone_has_to_spare_are_used(backbone):
     tokenizer = load_tokenizer(str(backbone))
     model = BaichuanForCausalLM(tiny_config(len(tokenizer) + 64))
-    before = model.lm_head.weight.detach().clone()
+    before, known = model.lm_head.weight.detach().clone(), len(tokenizer)
     add_tokens(model, tokenizer, ADDED_TOKENS)
-    assert model.lm_head.weight.equal(before) and len(tokenizer) < len(before)
+    after = model.lm_head.weight.detach()
+    assert after.shape == before.shape and known < len(tokenizer) < len(before)
+    assert after[:known].equal(before[:known]) and after[len(tokenizer) :].equal(before[len(tokenizer) :])
+    for row in after[known : len(tokenizer)]:
+        assert row.equal(before[:known].mean(0))
 
 
 # -------------------- visual tokens
@@ -192,7 +196,7 @@ def sample(length, slots, labelled, seed, position):
     labels[labelled] = ids[labelled]
     ids[slots] = PATCH
     visual = torch.randn(int((ids == PATCH).sum()), WIDTH, generator=generator)
-    return {"ids": ids, "labels": labels, "visual": visual, "position": position}
+    return {"ids": ids, "labels": labels, "visual": visual, "positions": (position,)}
 
 
 SAMPLES = [
@@ -208,7 +212,7 @@ def plain_loss(narrator, one):
     embeddings = narrator.base.get_input_embeddings()(one["ids"][None]).clone()
     projector = narrator.projector
     weight, bias = projector.linear.weight, projector.linear.bias
-    place = projector.position.weight[one["position"]]
+    place = projector.position.weight[one["positions"][0]]
     patch = 0
     for slot, index in enumerate(one["ids"].tolist()):
         if index == PATCH:
@@ -231,7 +235,7 @@ def test_each_patch_gets_its_own_visual_token_in_order(narrator):
         for row, one in enumerate(SAMPLES[:3]):
             for slot, index in enumerate(batch["input_ids"][row].tolist()):
                 if index == PATCH:  # the bias enters twice: with the token and with the position
-                    wanted = linear.weight @ (next(given) + table[one["position"]]) + 2 * linear.bias
+                    wanted = linear.weight @ (next(given) + table[one["positions"][0]]) + 2 * linear.bias
                     assert (embedded[row, slot] - wanted).abs().max() < 1e-5
                 else:
                     assert embedded[row, slot].equal(words[index])

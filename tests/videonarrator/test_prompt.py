@@ -70,24 +70,6 @@ def test_wording_without_storyline(zh_nolabel):
     assert parse_inputs(inputs_text(STORY, zh_nolabel), zh_nolabel).clips[0] == replace(CLIPS[0], label="")
 
 
-def test_english_wording(zh):
-    english = replace(
-        zh,
-        language="en",
-        product="{name}{info}",
-        header="Video shot {i}:\n",
-        scene="visual scene: ",
-        length="word count requirement: {low}-{high} words\n",
-        label="",
-        narration="Narrative {i}: ",
-    )
-    story = Story(Product(""), 1, (StoryClip(1, "", "We walk along the beach.", 1, 10),))
-    assert render(sample_segments(story, 1, english), 1) == english.instruction + (
-        "Video shot 1:\nvisual scene: <vid_start><vid_patch><vid_end>\n"
-        "word count requirement: 1-10 words\nNarrative 1: We walk along the beach.\n"
-    )
-
-
 def test_prompt_ends_where_the_answer_begins(zh):
     prompt = render(prompt_segments(STORY.product, CLIPS[:1], CLIPS[1], 4, zh), 2)
     assert prompt.endswith("字数要求：6-12个字\n剧本类型：")

@@ -46,6 +46,20 @@ def test_tasks_of_an_annotated_video():
         annotated_tasks(unlabelled, FRAMES, 0.9, offered_label=True)
 
 
+def test_the_memory_is_merged_by_the_keys_and_nothing_compressed():
+    keys = [torch.randn(len(own), 3, generator=torch.Generator().manual_seed(9)) for own in FRAMES]
+    tasks = annotated_tasks(VIDEO, FRAMES, None, keys=keys)
+    shown = [0, 2, 4]
+    for rank, task in enumerate(tasks):
+        earlier = [FRAMES[index] for index in shown[:rank]]
+        own = [keys[index] for index in shown[:rank]]
+        assert task.visual.equal(clip_tokens(earlier, FRAMES[shown[rank]], None, own))
+    assert not tasks[2].visual.equal(annotated_tasks(VIDEO, FRAMES, None)[2].visual)
+    clips = [Clip(0.0, 2.0), Clip(2.0, 6.0), Clip(6.0, 8.0)]
+    new = new_tasks(clips, [FRAMES[index] for index in shown], None, keys=[keys[index] for index in shown])
+    assert all(one.visual.equal(task.visual) for one, task in zip(new, tasks, strict=True))
+
+
 def test_tasks_of_a_new_video():
     clips = [Clip(0.0, 2.0), Clip(2.0, 2.4), Clip(2.4, 6.0)]
     frames = FRAMES[:3]

@@ -13,7 +13,7 @@ from tiny_narrator import FEATURES, WIDTH, as_started, clip_tokens, log_of, trai
 from transformers import TrainerCallback
 
 import videonarrator.training as training
-from videonarrator.clip_inputs import IGNORED, encode, training_inputs
+from videonarrator.clip_inputs import IGNORED, TokenRules, encode, training_inputs
 from videonarrator.config import load_config
 from videonarrator.dataset import ClipSamples, collate
 from videonarrator.modeling.narrator import Narrator
@@ -45,16 +45,16 @@ def test_samples_are_their_encoded_inputs(fresh, shots, zh):
         segments = training_inputs(shot, visual, zh, later=False).segments
         ids, labels = encode(segments, tokenizer, len(visual))
         item = dataset[index]
-        assert (item["ids"], item["labels"], item["position"]) == (ids, labels, shot["shot_pos"])
+        assert (item["ids"], item["labels"], item["positions"]) == (ids, labels, (shot["shot_pos"],))
         assert item["visual"].equal(visual)
         assert ids.count(tokenizer.convert_tokens_to_ids("<vid_patch>")) == len(visual)
         assert dataset.lengths[index] == len(ids) and ids[0] == tokenizer.bos_token_id
         told = next(c for c in parse_inputs(shot["inputs"], zh).clips if c.number == shot["shot_loc"])
         learnt = tokenizer.decode([label for label in labels if label != IGNORED])
         assert learnt == f"{told.label}\n{told.number}.{told.text}\n"
-    without = samples_of(fresh, shots[:1], zh, bos=False)
+    without = samples_of(fresh, shots[:1], zh, rules=TokenRules(bos=False))
     assert without[0]["ids"] == dataset[0]["ids"][1:]
-    stripped = samples_of(fresh, shots[:1], zh, strip_around_added_tokens=True)
+    stripped = samples_of(fresh, shots[:1], zh, rules=TokenRules(strip_around_added_tokens=True))
     assert len(stripped[0]["ids"]) == len(dataset[0]["ids"]) - 1  # the line break behind the slot
 
 
@@ -77,7 +77,7 @@ def test_collated_shapes(fresh, shots, zh):
         assert set(batch["labels"][row, length:].tolist()) <= {IGNORED}
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (longest - length)
     assert batch["visual"].equal(torch.cat([item["visual"] for item in items]))
-    assert batch["positions"].tolist() == [i["position"] for i in items for _ in i["visual"]]
+    assert batch["positions"].tolist() == [i["positions"][0] for i in items for _ in i["visual"]]
 
 
 def test_later_clips_do_not_matter_to_the_loss(fresh, shots, zh):

@@ -37,8 +37,9 @@ def plain_compress(frames, threshold=0.9):
     return kept
 
 
-def plain_consolidate(frames):
-    merged = [(frame, frame.mean(dim=0)) for frame in frames]
+def plain_consolidate(frames, keys=None):
+    keys = [frame.mean(dim=0) for frame in frames] if keys is None else keys
+    merged = list(zip(frames, keys, strict=True))
     while len(merged) > 1:
         values = plain_similarities([mean for _, mean in merged])
         best = 0
@@ -85,7 +86,6 @@ def test_published_clip_tensors_byte_for_byte(upstream, upstream_features):
             if tokens is not None:
                 written[f"{video_id}_{index}.pkl"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     expected = json.loads((upstream / "clips.json").read_text())
-    assert len(expected) == 25
     assert written == {name: clip["sha256"] for name, clip in expected.items()}
 
 
@@ -156,6 +156,67 @@ def test_left_out_clips_add_nothing_and_the_input_stays():
     assert torch.equal(first, before)
     kept = len(compress(second)[1])
     assert tokens[0].shape == (32 * len(compress(first)[1]), 24) and tokens[3].shape == (32 * (1 + kept), 24)
+
+
+# -------------------- keys, and no compression (English mode)
+
+
+def some_keys(count, dtype, seed):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("seed", range(4))
+def test_keys_decide_what_is_merged(dtype, seed):
+    by_clip = [some_frames(count, dtype, 10 * seed + count) for count in (1, 5, 2, 9)]
+    keys = [some_keys(len(frames), torch.float32, seed + len(frames)) for frames in by_clip]
+    tokens = video_clip_tokens(by_clip, 0.9, keys)
+    for index, own in enumerate(by_clip):
+        expected = [own[kept] for kept in plain_compress(own)]
+        if index:
+            shown = [frame for clip in by_clip[:index] for frame in clip]
+            expected.insert(0, plain_consolidate(shown, [key for clip in keys[:index] for key in clip]))
+        assert same_bytes(tokens[index], torch.cat(expected))
+    assert not torch.equal(tokens[3], video_clip_tokens(by_clip)[3])  # the mean tokens would choose others
+
+
+def test_a_merge_worked_out_by_hand():
+    """Keys are averaged as they are, not normalised first: a longer one draws the average to itself."""
+    frames = torch.arange(4.0)[:, None, None].expand(4, 2, 3)
+    keys = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.1]])
+    # cosines .8, .6, .1: 0 and 1 merge to the key (.9, .3); its cosine with (0, 1) is .32, more than .1
+    assert consolidate(frames, keys).unique().item() == (((0 + 1) / 2 + 2) / 2 + 3) / 2
+    # the merged key is (10.4, .3); its cosine with (0, 1) is .03, so 2 and 3 merge before
+    longer = keys * torch.tensor([[20.0], [1.0], [1.0], [1.0]])
+    assert consolidate(frames, longer).unique().item() == ((0 + 1) / 2 + (2 + 3) / 2) / 2
+
+
+def test_identical_keys_merge_as_mean_tokens_do():
+    frames = some_frames(7, torch.float32, 3)
+    assert same_bytes(consolidate(frames, frames.mean(dim=1)), consolidate(frames))
+    assert same_bytes(consolidate(frames, torch.zeros(7, 4)), plain_consolidate(frames, torch.zeros(7, 4)))
+
+
+def test_no_compression():
+    frames = torch.stack([A] * 5)
+    kept, indices = compress(frames, None)
+    assert indices == [0, 1, 2, 3, 4] and torch.equal(kept, frames) and compress(frames)[1] == [0]
+    tokens = video_clip_tokens([frames, None, frames[:2]], None)
+    assert torch.equal(tokens[0], frames.flatten(0, 1)) and tokens[1] is None
+    assert torch.equal(tokens[2], torch.cat([A, A, A]))
+
+
+def test_a_left_out_clips_keys_are_not_looked_at():
+    first, second = some_frames(3, torch.float32, 1), some_frames(4, torch.float32, 2)
+    keys = [some_keys(3, torch.float32, 1), some_keys(9, torch.float32, 2), some_keys(4, torch.float32, 3)]
+    tokens = video_clip_tokens([first, None, second], None, keys)
+    assert same_bytes(tokens[2], torch.cat([consolidate(first, keys[0]), *second]))
+
+
+@pytest.mark.parametrize("keys", [torch.zeros(2, 4), torch.zeros(3), torch.zeros(3, 4, 5)])
+def test_wrong_keys_are_refused(keys):
+    with pytest.raises(ValueError, match=r"expected keys \[3, key dim\]"):
+        consolidate(torch.zeros(3, 32, 8), keys)
 
 
 @pytest.mark.parametrize("shape", [(0, 32, 8), (32, 8)])

@@ -42,10 +42,18 @@ def clip_samples(video, template):
 
 
 def batched(samples, pad=36):
-    """One batch of samples whose ids and labels are tensors."""
+    """One batch of samples with at most one slot whose ids and labels are tensors."""
     from videonarrator.dataset import collate
 
-    lists = [{**one, "ids": one["ids"].tolist(), "labels": one["labels"].tolist()} for one in samples]
+    lists = [
+        {
+            **one,
+            "ids": one["ids"].tolist(),
+            "labels": one["labels"].tolist(),
+            "counts": (len(one["visual"]),) * len(one["positions"]),
+        }
+        for one in samples
+    ]
     return collate(lists, pad)
 
 
@@ -75,7 +83,7 @@ def ten_samples(sample_videos, template):
     return [one for video in list(sample_videos.values())[:4] for one in clip_samples(video, template)][:10]
 
 
-def train_config(backbone, output, *, adapter="lora", dropout=0.0, bos=True, template="zh", **changes):
+def train_config(backbone, output, *, adapter="lora", dropout=0.0, bos=None, template="zh", **changes):
     values = {"epochs": 2, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-2, "log_steps": 1}
     return TrainConfig(
         output=str(output),

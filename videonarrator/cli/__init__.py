@@ -14,23 +14,16 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from videonarrator.quiet import quieten
 from videonarrator.schema import NarratorError
 
 FAILED, PARTLY, INTERRUPTED = 2, 3, 130
-
-QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Keeps the libraries' own messages out of ours; whatever the user has set stays."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console command; ends by raising `SystemExit` with the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     import typer.main
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from videonarrator.cli.convert import convert
 from videonarrator.version import VERSION
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 sample = typer.Typer(help="The project's own small data set.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sample, name="sample")
+app.add_typer(convert, name="convert")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, over those of the file")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -59,6 +61,9 @@ def extract(
     videos: Annotated[list[Path], typer.Argument(help="video files, or folders of them")],
     encoder: Annotated[str, typer.Option(help="BLIP-2 folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder of the feature store")],
+    clip_model: Annotated[
+        str | None, typer.Option(help="CLIP folder or hub name: its features too, for prepare --memory clip")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Device = "cpu",
     precision: Precision = "float32",
@@ -66,7 +71,7 @@ def extract(
     """Frame features of videos: one still a second through BLIP-2's vision model and Q-Former."""
     from videonarrator.cli import data
 
-    data.extract(videos, encoder, out, batch_size, device, precision)
+    data.extract(videos, encoder, out, clip_model, batch_size, device, precision)
 
 
 @app.command()
@@ -90,13 +95,22 @@ def prepare(
         str, typer.Option(help="prompt template: a name in configs/prompts, or a file")
     ] = "zh",
     threshold: Annotated[
-        float, typer.Option(help="neighbouring frames this alike are one", min=-1, max=1)
-    ] = 0.9,
+        float | None, typer.Option(help="neighbouring frames this alike are one; default 0.9", min=-1, max=1)
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="what earlier clips showed is merged by: tokens, or clip (CLIP features)")
+    ] = "tokens",
+    compress: Annotated[
+        bool, typer.Option("--compress/--no-compress", help="drop near repeats inside a clip")
+    ] = True,
+    compat: Annotated[
+        str, typer.Option(help="upstream: sample lists as the published scripts write them, mistakes and all")
+    ] = "none",
 ) -> None:
     """Clip tensors (compression and memory), splits and sample lists from annotations and features."""
     from videonarrator.cli import data
 
-    data.prepare(annotations, test_ids, features, out, template, threshold)
+    data.prepare(annotations, test_ids, features, out, template, threshold, memory, compress, compat)
 
 
 @app.command()
@@ -114,7 +128,7 @@ def train(
 def infer(
     annotations: Annotated[Path, typer.Option(help="annotation file (JSON)")],
     ids: Annotated[Path, typer.Option(help="ids of the videos to narrate, one a line")],
-    features: Annotated[Path, typer.Option(help="feature store that `extract` wrote")],
+    features: Annotated[Path, typer.Option(help="folder of frame features, or of clip tensors")],
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder that `train` wrote")],
     out: Annotated[Path, typer.Option(help="folder for output.json and the scripts")],
     offered_label: Annotated[
@@ -124,6 +138,9 @@ def infer(
     backbone: Backbone = None,
     device: Device = "cpu",
     precision: Precision = "float32",
+    compat: Annotated[
+        str, typer.Option(help="upstream: output.json as the published code writes it, mistakes included")
+    ] = "none",
     overrides: Overrides = None,
 ) -> None:
     """Narrate annotated videos, so that the result can be scored: writes output.json."""
@@ -131,7 +148,7 @@ def infer(
 
     model.infer(
         annotations, ids, features, checkpoint, out, offered_label, config, backbone, device, precision,
-        overrides or [],
+        compat, overrides or [],
     )  # fmt: skip
 
 
@@ -147,6 +164,9 @@ def narrate(
     storyline: Annotated[Path | None, typer.Option(help="your own script labels, one a line")] = None,
     rate: Annotated[float | None, typer.Option(help="characters (words) a second; default 6 (2.5)")] = None,
     encoder: Annotated[str | None, typer.Option(help="the BLIP-2 of the checkpoint, if it was moved")] = None,
+    clip_model: Annotated[
+        str | None, typer.Option(help="the CLIP of the checkpoint's memory, if it was moved")
+    ] = None,
     config: Annotated[str, typer.Option(help="YAML file with decoding settings")] = "narrate",
     backbone: Backbone = None,
     device: Device = "cpu",
@@ -157,9 +177,35 @@ def narrate(
     from videonarrator.cli import narration
 
     narration.narrate(
-        video, product, checkpoint, out, cuts, storyline, rate, encoder, config, backbone, device, precision,
-        overrides or [],
+        video, product, checkpoint, out, cuts, storyline, rate, encoder, clip_model, config, backbone, device,
+        precision, overrides or [],
     )  # fmt: skip
+
+
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder that `train` wrote")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="settings of `train`: YAML file, or the name of one in configs/")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="in the backbone's place: a name in configs/shapes, or a model's config.json"),
+    ] = None,
+    backbone: Backbone = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=2, help="length of a sample, or prompt and output (default 2048)")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="samples, prompts at once (default: of the settings, 1)")
+    ] = None,
+    precision: Precision = "float32",
+) -> None:
+    """Say how large a narrator is, what memory it needs, and whether all is there; no weight is loaded."""
+    from videonarrator.cli import doctor as verb
+
+    verb.doctor(checkpoint, config, shape, backbone, tokens or [2048], batch, precision, overrides or [])
 
 
 @sample.command("render")

@@ -60,7 +60,13 @@ def cut(
 
 
 def extract(
-    videos: list[Path], encoder: str, out: Path, batch_size: int, device: str, precision: str
+    videos: list[Path],
+    encoder: str,
+    out: Path,
+    clip_model: str | None,
+    batch_size: int,
+    device: str,
+    precision: str,
 ) -> None:
     from data_process.extract import extract as extract_features  # torch takes seconds, and `cut` needs none
     from videonarrator.cli.devices import device_and_dtype
@@ -68,7 +74,16 @@ def extract(
     place, dtype = device_and_dtype(device, precision)
     found = find_videos(videos)
     check_writable(out)
-    failed = extract_features(found, encoder, out, device=place, dtype=dtype, batch_size=batch_size, say=say)
+    failed = extract_features(
+        found,
+        encoder,
+        out,
+        device=place,
+        dtype=dtype,
+        batch_size=batch_size,
+        clip_source=clip_model,
+        say=say,
+    )
     _finish({"out": str(out), "videos": len(found), "failed": failed})
 
 
@@ -82,17 +97,36 @@ def stills(videos: list[Path], out: Path) -> None:
 
 
 def prepare(
-    annotations: Path, test_ids: Path, features: Path, out: Path, template: str, threshold: float
+    annotations: Path,
+    test_ids: Path,
+    features: Path,
+    out: Path,
+    template: str,
+    threshold: float | None,
+    memory: str,
+    compress: bool,
+    compat: str,
 ) -> None:
+    if compat not in ("none", "upstream"):
+        raise NarratorError(f"unknown --compat {compat!r}: none or upstream")
+    if memory not in ("tokens", "clip"):
+        raise NarratorError(f"unknown --memory {memory!r}: tokens or clip")
+    if threshold is not None and not compress:
+        raise NarratorError("--threshold is for compression: leave out it or --no-compress")
     from data_process.feature_store import FeatureStore
     from data_process.prepare import prepare as prepare_lists
+    from videonarrator.visual_memory import THRESHOLD
 
+    if compress and threshold is None:
+        threshold = THRESHOLD
     videos = read_annotations(annotations)
     held_out = read_split(test_ids, videos)
     wording = load_template(template)
     store = FeatureStore.open(features)
     check_writable(out)
-    summary = prepare_lists(videos, held_out, store, out, wording, threshold)
+    summary = prepare_lists(
+        videos, held_out, store, out, wording, threshold, memory=cast(Any, memory), compat=cast(Any, compat)
+    )
     missing = summary["videos_left_out"]["no features"]
     failed = dict.fromkeys(missing, f"no features in {features}")
     for video_id in missing:
@@ -105,6 +139,14 @@ def prepare(
             f"(which: {out / 'prepare.json'})"
         )
     _finish({"out": str(out), "videos": len(videos), "samples": summary["samples"], "failed": failed})
+
+
+def convert_features(source: Path, out: Path) -> None:
+    from data_process.published_features import convert_features as convert
+
+    check_writable(out)
+    kind, count, failed = convert(source, out, say=say)
+    _finish({"out": str(out), "kind": kind, "videos": count, "failed": failed})
 
 
 def render(data: Path, out: Path, english: bool) -> None:

@@ -6,21 +6,25 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from data_process.annotations import read_annotations, read_split
-from data_process.feature_store import ClipStore, FeatureStore
+from data_process.feature_store import MANIFEST, ClipStore, FeatureStore, select_frames
 from data_process.files import read_json, write_json
 from data_process.prepare import clips_past_end
 from videonarrator.cli import FAILED, PARTLY, check_writable, say
 from videonarrator.cli.devices import device_and_dtype
 from videonarrator.config import load_config, save_config
+from videonarrator.export.published_output import published_output
 from videonarrator.schema import NarratorError, Script, ScriptLine, Video, output_entry, output_key
 from videonarrator.settings import DecodingSettings, TrainConfig
+
+Store = FeatureStore | ClipStore
+"""What `infer` can take its visual tokens from."""
 
 
 def train(config: str, overrides: list[str]) -> None:
@@ -33,7 +37,8 @@ def train(config: str, overrides: list[str]) -> None:
     store = ClipStore.open(settings.data.clips)
     from videonarrator.training import train as run
 
-    features = {**store.settings["features"], "threshold": store.settings["threshold"]}
+    made_with = {"threshold": store.settings["threshold"], "memory": store.settings.get("memory", "tokens")}
+    features = {**store.settings["features"], **made_with}
     print(run(settings, samples, store.read, features))
 
 
@@ -48,18 +53,22 @@ def infer(
     backbone: str | None,
     device: str,
     precision: str,
+    compat: str,
     overrides: list[str],
 ) -> None:
+    if compat not in ("none", "upstream"):
+        raise NarratorError(f"unknown --compat {compat!r}: none or upstream")
     settings = load_config(DecodingSettings, config, overrides)
     place, dtype = device_and_dtype(device, precision)
     videos = read_annotations(annotations)
     wanted = read_split(ids, videos)
-    store = FeatureStore.open(features)
+    store = _open_features(features)
     from videonarrator.checkpoint import load_checkpoint, read_info
     from videonarrator.environment import write_environment
 
     info = read_info(checkpoint)
-    check_features(info.features, store.settings, str(features), str(checkpoint))
+    made_from = store.settings["features"] if isinstance(store, ClipStore) else store.settings
+    check_features(info.features, made_from, str(features), str(checkpoint))
     digest = _digest(asdict(settings), offered_label, precision, checkpoint)
     check_writable(out)
     log = out / ("generations_label.jsonl" if offered_label else "generations.jsonl")
@@ -90,6 +99,10 @@ def infer(
             entry = output_entry(clip.text, clip.label, line["label"], line["text"])
             output[output_key(video_id, line["clip"])] = entry
         _write_video_script(videos[video_id], done[video_id], out / "scripts" / video_id)
+    if compat == "upstream":
+        finished = [videos[video_id] for video_id in wanted if video_id in done]
+        lines = {video.id: [ScriptLine(**line) for line in done[video.id]["lines"]] for video in finished}
+        output = published_output(finished, lines)
     target = out / ("output_label.json" if offered_label else "output.json")
     write_json(target, output)
     skipped = {v: done[v]["skipped"] for v in done if done[v]["skipped"]}
@@ -105,13 +118,21 @@ def infer(
         raise typer.Exit(PARTLY)
 
 
-def _unusable(videos: Sequence[Video], store: FeatureStore, offered_label: bool) -> dict[str, str]:
+def _open_features(folder: Path) -> Store:
+    """Frame features, or clip tensors, which are taken as they are."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_json(folder / MANIFEST)
+        if isinstance(manifest, dict) and manifest.get("kind") == ClipStore.what:
+            return ClipStore.open(folder)
+    return FeatureStore.open(folder)
+
+
+def _unusable(videos: Sequence[Video], store: Store, offered_label: bool) -> dict[str, str]:
     """Of the videos that cannot be narrated, id -> reason; found before the model is loaded."""
     failed: dict[str, str] = {}
     for video in videos:
         try:
-            numbers, _ = store.read(video.id)
-            mistakes = clips_past_end(video, numbers)
+            mistakes = _misfits(video, store)
         except NarratorError as error:
             mistakes = [str(error)]
         if offered_label:
@@ -125,10 +146,35 @@ def _unusable(videos: Sequence[Video], store: FeatureStore, offered_label: bool)
     return failed
 
 
+def _misfits(video: Video, store: Store) -> list[str]:
+    """What of the video's features does not fit its annotation."""
+    if isinstance(store, ClipStore):
+        clips = store.clips(video.id)
+        store.read(video.id, clips[0])  # whole?
+        return [
+            f"video {video.id}: {store.folder} holds a tensor of clip {index + 1}, the annotations have "
+            f"{len(video.clips)} clips"
+            for index in clips
+            if index >= len(video.clips)
+        ]
+    numbers, _ = store.read(video.id)
+    # published features may lack a video's last frames
+    return clips_past_end(video, numbers) if store.settings["encoder_sha256"] else []
+
+
 def check_features(trained: dict[str, Any], given: dict[str, Any], features: str, checkpoint: str) -> None:
-    """Features must come from the encoder the checkpoint was trained with."""
+    """Features must come from the encoder the checkpoint was trained with, and from its CLIP, if any."""
+    if trained.get("memory") == "clip":
+        clip, wanted = given.get("clip", {}), trained["clip"]
+        if clip.get("sha256") != wanted["sha256"]:
+            found = f"those given are of {clip['model']}" if clip else f"{features} holds none"
+            raise NarratorError(
+                f"checkpoint {checkpoint} merges its memory by features of the CLIP {wanted['model']}; "
+                f"{found}: give that CLIP with --clip-model (to `videonarrator extract`, for a feature store)"
+            )
     for name in ("encoder_sha256", "width", "preprocessing"):
-        if name in trained and trained[name] != given.get(name):
+        unknown = "" in (trained.get(name), given.get(name))  # of published features
+        if name in trained and not unknown and trained[name] != given.get(name):
             raise NarratorError(
                 f"the features in {features} were not made like those of checkpoint {checkpoint}: {name} is "
                 f"{given.get(name)!r}, the checkpoint was trained with {trained[name]!r} (encoder "
@@ -137,17 +183,14 @@ def check_features(trained: dict[str, Any], given: dict[str, Any], features: str
 
 
 def _narrate_annotated(
-    loaded: Any, video: Video, store: FeatureStore, settings: DecodingSettings, offered_label: bool
+    loaded: Any, video: Video, store: Store, settings: DecodingSettings, offered_label: bool
 ) -> dict[str, Any]:
     from videonarrator.generation import narrate_video
-    from videonarrator.tasks import annotated_tasks, script_of
+    from videonarrator.tasks import script_of
 
-    frames = [store.frames_of(video.id, clip.start, clip.end) for clip in video.clips]
-    language = loaded.template.language
-    threshold = loaded.info.features.get("threshold", 0.9)
-    tasks = annotated_tasks(video, frames, threshold, offered_label=offered_label, language=language)
+    tasks = _tasks_of(loaded, video, store, offered_label)
     results = narrate_video(loaded, video.product, tasks, len(video.clips), settings)
-    script = script_of(video, tasks, results, language)
+    script = script_of(video, tasks, results, loaded.template.language)
     raw = {str(result.index): result.raw for result in results}
     skipped = {str(index): reason for index, reason in script.skipped.items()}
     return {
@@ -157,6 +200,31 @@ def _narrate_annotated(
         "raw": raw,
         "skipped": skipped,
     }
+
+
+def _tasks_of(loaded: Any, video: Video, store: Store, offered_label: bool) -> list[Any]:
+    """What is to be written of a video: its visual tokens made of frame features, or read where they are."""
+    import torch
+
+    from videonarrator.tasks import annotated_tasks
+
+    trained = loaded.info.features
+    how = {
+        "offered_label": offered_label,
+        "language": loaded.template.language,
+        "published": loaded.info.published,
+    }
+    if isinstance(store, ClipStore):
+        shown = store.clips(video.id)  # a blank frame for each: its tokens are put in place afterwards
+        frames = [torch.zeros(int(index in shown), 1, 1) for index in range(len(video.clips))]
+        tasks = annotated_tasks(video, frames, None, **how)
+        return [replace(task, visual=store.read(video.id, task.index)) for task in tasks]
+    frames = [store.frames_of(video.id, clip.start, clip.end) for clip in video.clips]
+    threshold, keys = trained.get("threshold", 0.9), None
+    if trained.get("memory") == "clip":
+        numbers, clip = store.read(video.id)[0], store.read_clip(video.id)
+        keys = [select_frames(numbers, clip, own.start, own.end)[0] for own in video.clips]
+    return annotated_tasks(video, frames, threshold, keys=keys, **how)
 
 
 def _write_video_script(video: Video, written: dict[str, Any], folder: Path) -> None:
@@ -174,13 +242,13 @@ def _digest(settings: dict[str, Any], offered_label: bool, precision: str, check
     return hashlib.sha256(made_with.encode()).hexdigest()
 
 
-def _source(video: Video, store: FeatureStore) -> str:
+def _source(video: Video, store: Store) -> str:
     """A checksum of what a video's narration depends on besides the model."""
     facts = json.dumps([asdict(video), store.checksum(video.id)], ensure_ascii=False)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _finished(log: Path, digest: str, videos: dict[str, Video], store: FeatureStore) -> dict[str, Any]:
+def _finished(log: Path, digest: str, videos: dict[str, Video], store: Store) -> dict[str, Any]:
     """Videos an earlier run finished with the same settings, model, annotation and features."""
     done: dict[str, Any] = {}
     if not log.is_file():

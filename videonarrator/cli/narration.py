@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def narrate(
     storyline: Path | None,
     rate: float | None,
     encoder: str | None,
+    clip_model: str | None,
     config: str,
     backbone: str | None,
     device: str,
@@ -50,15 +53,14 @@ def narrate(
             f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip"
         )
     check_writable(out)
-    from data_process.extract import feature_settings, video_features
-    from data_process.qformer import load_encoder
+    from data_process.extract import video_features
     from videonarrator.checkpoint import load_checkpoint, read_info
     from videonarrator.environment import write_environment
     from videonarrator.generation import narrate_video
     from videonarrator.tasks import new_tasks, script_of
 
     described = read_info(checkpoint).features
-    source = encoder or _encoder_of(described, checkpoint)
+    encoder_source = encoder or _encoder_of(described, checkpoint)
     if clips is None:
         logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
         clips = detect_clips(video)
@@ -68,19 +70,21 @@ def narrate(
             f"{storyline} has {len(labels)} labels, the video was cut into {len(clips)} clips "
             f"({_spans(clips)}): give one label a clip, or your own --cuts"
         )
-    try:
-        eye = load_encoder(source, device=place, dtype=dtype)
-    except NarratorError as error:
-        hint = "" if encoder else f" (the encoder that checkpoint {checkpoint} names; moved: give --encoder)"
-        raise NarratorError(f"{error}{hint}") from error
-    check_features(described, feature_settings(source, eye, dtype), source, str(checkpoint))
+    with _naming("--encoder", encoder, checkpoint):
+        eye, made_with = _load_eye(encoder_source, place, dtype)
+    clip = None
+    if described.get("memory") == "clip":
+        with _naming("--clip-model", clip_model, checkpoint):
+            clip, made_with["clip"] = _load_clip(clip_model or described["clip"]["model"], place, dtype)
+    check_features(described, made_with, encoder_source, str(checkpoint))
     loaded = load_checkpoint(checkpoint, backbone=backbone, device=place, dtype=dtype)
-    numbers, features = video_features(eye, video, 8)
+    numbers, features, clip_features = video_features(eye, video, 8, clip)
     say(f"looked at {len(numbers)} frames")
-    frames = [_clip_frames(numbers, features, clip) for clip in clips]
+    frames = [_clip_frames(numbers, features, own) for own in clips]
+    keys = None if clip_features is None else [_clip_frames(numbers, clip_features, own) for own in clips]
     language = loaded.template.language
     threshold = described.get("threshold", 0.9)
-    tasks = new_tasks(clips, frames, threshold, storyline=labels, rate=rate, language=language)
+    tasks = new_tasks(clips, frames, threshold, keys=keys, storyline=labels, rate=rate, language=language)
     results = narrate_video(loaded, facts, tasks, len(clips), settings)
     script = script_of(Video(video.stem, facts, tuple(clips)), tasks, results, language)
     write_environment(out)
@@ -88,6 +92,33 @@ def narrate(
     _, readable = write_script(script, out)
     print(script_table(script))
     print(readable)
+
+
+def _load_eye(source: str, device: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """The encoder, and the settings of its features."""
+    from data_process.extract import feature_settings
+    from data_process.qformer import load_encoder
+
+    eye = load_encoder(source, device=device, dtype=dtype)
+    return eye, feature_settings(source, eye, dtype)
+
+
+def _load_clip(source: str, device: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """The CLIP of the memory, and the settings of its features."""
+    from data_process.clip_features import clip_settings, load_clip
+
+    clip = load_clip(source, device=device, dtype=dtype)
+    return clip, clip_settings(source, clip)
+
+
+@contextmanager
+def _naming(option: str, given: str | None, checkpoint: Path) -> Iterator[None]:
+    """Adds to a `NarratorError` that the checkpoint named the model, where the user did not."""
+    try:
+        yield
+    except NarratorError as error:
+        hint = "" if given else f" (checkpoint {checkpoint} names it; if it was moved, give {option})"
+        raise NarratorError(f"{error}{hint}") from error
 
 
 def _clip_frames(numbers: list[int], features: Any, clip: Clip) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -87,7 +88,13 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32) -> nn.Modu
 
     Raises `ValueError` where its files lack weights (transformers would draw them at random).
     """
-    kind: Any = BaichuanForCausalLM if _is_fused(source) else AutoModelForCausalLM
+    model_type = _model_type(source)
+    if model_type == "baichuan":
+        raise ValueError(
+            "it is a Baichuan folder as published: make a backbone of it with "
+            f"`videonarrator convert baichuan {source} DST`"
+        )
+    kind: Any = BaichuanForCausalLM if model_type == BaichuanConfig.model_type else AutoModelForCausalLM
     model, report = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"its files lack {len(missing)} of the weights, first {', '.join(missing[:3])}")
@@ -96,29 +103,52 @@ def load_backbone(source: str, *, dtype: torch.dtype = torch.float32) -> nn.Modu
 
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a folder or hub name, padding on the right."""
-    config = BaichuanConfig.from_pretrained(source) if _is_fused(source) else None
+    fused = _model_type(source) == BaichuanConfig.model_type
+    config = BaichuanConfig.from_pretrained(source) if fused else None
     tokenizer = AutoTokenizer.from_pretrained(source, config=config)
     tokenizer.padding_side = "right"
     return tokenizer
 
 
 def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
-    """Add a pad token where there is none, then `tokens`, and grow the model's embeddings to match.
+    """Add a pad token where there is none, then `tokens`, and grow the model's embeddings where needed.
 
-    New rows of the input and output embeddings start at the mean of the old ones.
+    Rows of tokens that are new to the tokenizer start at the mean of the others, in the input and the output
+    embeddings (also where the model had spare rows for them). What the tokenizer knew keeps its rows.
     """
-    old = model.get_input_embeddings().num_embeddings
+    known = len(tokenizer)
+    extend_tokenizer(tokenizer, tokens)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embeddings.weight[known : len(tokenizer)] = embeddings.weight[:known].mean(0)
+
+
+def extend_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Add a pad token where there is none, then `tokens`."""
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.add_tokens(list(tokens), special_tokens=True)
-    if len(tokenizer) <= old:
-        return
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-            embeddings.weight[old:] = embeddings.weight[:old].mean(0)
 
 
-def _is_fused(source: str) -> bool:
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether prompts of a tokenizer's model begin with BOS: where it has one that is not its EOS, too.
+
+    (Qwen's has none. What a bare tokenizer file adds by itself is no sign: transformers 5 adds nothing.)
+    """
+    return tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id
+
+
+def empty_backbone(source: str) -> nn.Module:
+    """The causal LM of a folder or hub name with its true shapes and no weights (torch's meta device)."""
+    fused = _model_type(source) == BaichuanConfig.model_type
+    with torch.device("meta"):
+        if fused:
+            return BaichuanForCausalLM(BaichuanConfig.from_pretrained(source))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+
+
+def _model_type(source: str) -> str:
     settings, _ = PreTrainedConfig.get_config_dict(source)
-    return settings.get("model_type") == BaichuanConfig.model_type
+    return str(settings.get("model_type", ""))

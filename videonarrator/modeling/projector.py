@@ -19,13 +19,17 @@ class VisualProjector(nn.Module):
         nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """tokens [n, feature_width] and the position [n] of each token's clip -> [n, hidden_size]."""
+        """tokens [n, feature_width] and the position [n] of each token's clip -> [n, hidden_size].
+
+        A position of -1 adds nothing (samples that hold all clips of a video have none).
+        """
         tokens = tokens.to(self.linear.weight.dtype)
-        return self.linear(tokens) + self.linear(self.position(position))
+        places = self.linear(self.position(position.clamp(min=0)))
+        return self.linear(tokens) + places.masked_fill((position < 0)[:, None], 0)
 
     @torch.no_grad()
     def match_scale(self, embeddings: Tensor, tokens: Tensor) -> None:
         """Scale the map so that projected `tokens` start as large as the language model's `embeddings`."""
         self.linear.bias.zero_()
         size = self.linear(tokens.to(self.linear.weight.dtype)).std()
-        self.linear.weight *= embeddings.std() / size
+        self.linear.weight.mul_(embeddings.std() / size)

@@ -9,6 +9,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 WIDTH, LAYERS, DIM, SIDE, PATCH = 128, 2, 32, 32, 16
+VISION = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": WIDTH // 64,
+    "intermediate_size": 4 * WIDTH,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+"""Settings of the vision tower."""
 
 
 def randomize(network: nn.Module) -> None:
@@ -64,15 +73,7 @@ def save_chinese(folder: Path) -> dict[str, Tensor]:
         "num_attention_heads": WIDTH // 64,
         "intermediate_size": 2 * WIDTH,
     }
-    vision = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": WIDTH // 64,
-        "intermediate_size": 4 * WIDTH,
-        "image_size": SIDE,
-        "patch_size": PATCH,
-    }
-    config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=DIM)
     model = ChineseCLIPModel(config)
     randomize(model)
     model.save_pretrained(folder)
@@ -105,15 +106,7 @@ def save_english(folder: Path, other: Path) -> None:
         "bos_token_id": tokenizer.sot_token_id,
         "eos_token_id": tokenizer.eot_token_id,
     }
-    vision = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": WIDTH // 64,
-        "intermediate_size": 4 * WIDTH,
-        "image_size": SIDE,
-        "patch_size": PATCH,
-    }
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=DIM))
     randomize(model)
     model.save_pretrained(folder)
     renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
