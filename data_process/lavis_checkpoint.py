@@ -22,6 +22,7 @@ from transformers import Blip2Config
 from data_process.lavis_files import VIT_G_BLOCKS, LavisTensors, read_lavis, some
 from data_process.qformer import FrameEncoder
 from videonarrator.schema import NarratorError
+from videonarrator.weight_files import open_to_others
 
 BLOCK_EPS, LN_VISION_EPS, QFORMER_EPS = 1e-6, 1e-5, 1e-12
 
@@ -86,6 +87,7 @@ def convert_lavis(
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         encoder.save(partial)
+        open_to_others(partial)
         partial.replace(out)
     except OSError as error:
         raise NarratorError(f"cannot write {out}: {error.strerror or error}") from error

@@ -31,7 +31,9 @@ step "6/8 narrating the 12 held-out videos"
 narrator infer --annotations "$data/annotations.json" --ids "$data/test_ids.txt" --features "$run/features" \
     --checkpoint "$run/train/checkpoint" --out "$run/held_out"
 step "7/8 scoring"
-"$PY" -m metrics "$run/held_out/output.json" --annotations "$data/annotations.json" --out "$run/eval" >&2
+if [ ! "$run/eval/results.json" -nt "$run/held_out/generations.jsonl" ]; then
+    "$PY" -m metrics "$run/held_out/output.json" --annotations "$data/annotations.json" --out "$run/eval" >&2
+fi
 step "8/8 a new video with product facts of its own"
 video="$(head -n 1 "$data/test_ids.txt")"
 if [ ! "$run/narrated/script.md" -nt "$run/train/checkpoint/narrator.json" ]; then

@@ -41,7 +41,7 @@ from videonarrator.modeling.projector import VisualProjector
 from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, Template
 from videonarrator.schema import NarratorError
 from videonarrator.timeline import POSITIONS
-from videonarrator.weight_files import listing
+from videonarrator.weight_files import listing, open_to_others
 
 FORMAT = 1
 DESCRIPTION = "narrator.json"
@@ -131,6 +131,7 @@ def save_checkpoint(
         if file.is_file()
     }
     (partial / DESCRIPTION).write_text(json.dumps(described, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    open_to_others(partial)
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
         os.replace(folder, old)

@@ -1,4 +1,4 @@
-"""Other people's weight files: read tensor by tensor, with nothing in them executed.
+"""Weight files: other people's are read tensor by tensor, with nothing in them executed.
 
 Files of torch (.bin, .pth, .pt: pickles) are opened with `weights_only`, which refuses everything that is no
 tensor or plain container, and are mapped, not copied, where the format allows it. safetensors are read as
@@ -78,6 +78,17 @@ def weight_shards(folder: Path, name: str = "pytorch_model", safe_name: str = "m
         f"{folder} has no weights: expected {safe_name}.safetensors or {name}.bin, whole or in shards "
         f"(found: {listing(folder)})"
     )
+
+
+def open_to_others(folder: Path) -> None:
+    """Give all files in `folder` the mode of new files: safetensors writes them for their owner alone."""
+    trial = folder / ".mode"
+    trial.touch()
+    mode = trial.stat().st_mode
+    trial.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def listing(folder: Path) -> str:

