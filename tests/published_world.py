@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,15 @@ class PublishedWorld:
 
     def clip_store(self) -> ClipStore:
         return ClipStore.open(self.prepared / "clips")
+
+
+def altered_copy(source: Path, folder: Path, change: Callable[[Path], object]) -> Path:
+    """`folder`, a copy of `source` after `change`."""
+    shutil.copytree(source, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    change(folder)
+    return folder
 
 
 def take_over(upstream: Path, upstream_features: dict, folder: Path) -> PublishedWorld:

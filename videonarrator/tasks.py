@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -26,30 +25,46 @@ def annotated_tasks(
     language: str = "zh",
     published: bool = False,
 ) -> list[ClipTask]:
-    """Tasks for an annotated video: clips with text and frames, length ranges around the references.
+    """Tasks for an annotated video, its visual tokens made of frame features; see `shown_tasks`.
 
-    frames: of each annotated clip, its frames' features [frames, 32, width]. threshold, keys: see
-    `visual_memory.video_clip_tokens`. offered_label: the annotated labels are given, not generated.
-    published: ranges and positions are the published lists' (a reference as it stands is counted, low may be
-    less than 1; `timeline.clip_positions_by_rank`).
+    frames: of each annotated clip, its frames' features [frames, 32, width]; those of clips without text add
+    nothing. threshold, keys: see `visual_memory.video_clip_tokens`.
     """
-    kept = [i for i, clip in enumerate(video.clips) if clip.text is not None and len(frames[i])]
+    told = [own if clip.text is not None else None for clip, own in zip(video.clips, frames, strict=True)]
+    visual = video_clip_tokens(told, threshold, keys)
+    return shown_tasks(video, visual, offered_label=offered_label, language=language, published=published)
+
+
+def shown_tasks(
+    video: Video,
+    visual: Sequence[Tensor | None],
+    *,
+    offered_label: bool = False,
+    language: str = "zh",
+    published: bool = False,
+) -> list[ClipTask]:
+    """Tasks for an annotated video: clips with text and visual tokens, ranges around the references.
+
+    visual: of each annotated clip, its visual tokens [tokens, width] or None. offered_label: the annotated
+    labels are given, not generated. published: ranges and positions are the published lists' (a reference as
+    it stands is counted, low may be less than 1; `timeline.clip_positions_by_rank`).
+    """
+    kept = [i for i, clip in enumerate(video.clips) if clip.text is not None and visual[i] is not None]
     texts = [video.clips[i].text or "" for i in kept]
+    durations = [clip.duration for clip in video.clips]
     if published:
         margin, lengths = REFERENCE_MARGIN[language], [count_units(text, language) for text in texts]
         ranges = [(length - margin, length + margin) for length in lengths]
+        positions = clip_positions_by_rank(durations, len(kept))
     else:
         ranges = [range_for_reference(single_stops(text), language) for text in texts]
+        positions = clip_positions(durations, kept)
     labels = [video.clips[i].label if offered_label else None for i in kept]
     if "" in labels:
         raise NarratorError(
             f"video {video.id}, clip {kept[labels.index('')] + 1} has no label in the annotations to offer"
         )
-    tasks = _tasks(video.clips, kept, frames, ranges, labels, threshold, keys)
-    if published:
-        positions = clip_positions_by_rank([clip.duration for clip in video.clips], len(tasks))
-        tasks = [replace(task, position=place) for task, place in zip(tasks, positions, strict=True)]
-    return tasks
+    return _tasks(kept, ranges, visual, positions, labels)
 
 
 def new_tasks(
@@ -79,28 +94,25 @@ def new_tasks(
     given = storyline or [clip.label for clip in clips]
     labels = [check_label(label) if label else None for label in given]
     ranges = [range_for_duration(clip.duration, rate, language) for clip in clips]
-    return _tasks(clips, range(len(clips)), frames, ranges, labels, threshold, keys)
+    kept = range(len(clips))
+    positions = clip_positions([clip.duration for clip in clips], kept)
+    return _tasks(kept, ranges, video_clip_tokens(frames, threshold, keys), positions, labels)
 
 
 def _tasks(
-    clips: Sequence[Clip],
     kept: Sequence[int],
-    frames: Sequence[Tensor],
     ranges: Sequence[tuple[int, int]],
+    visual: Sequence[Tensor | None],
+    positions: Sequence[int],
     labels: Sequence[str | None],
-    threshold: float | None,
-    keys: Sequence[Tensor] | None,
 ) -> list[ClipTask]:
-    kept_keys = None if keys is None else [keys[i] for i in kept]
-    visual = video_clip_tokens([frames[i] for i in kept], threshold, kept_keys)
-    positions = clip_positions([clip.duration for clip in clips], kept)
-    return [
-        ClipTask(index, low, high, tokens, position, label)
-        for index, (low, high), tokens, position, label in zip(
-            kept, ranges, visual, positions, labels, strict=True
-        )
-        if tokens is not None
-    ]
+    """visual: of all clips; the others: of the kept ones."""
+    tasks = []
+    for index, (low, high), position, label in zip(kept, ranges, positions, labels, strict=True):
+        tokens = visual[index]
+        assert tokens is not None
+        tasks.append(ClipTask(index, low, high, tokens, position, label))
+    return tasks
 
 
 def script_of(

@@ -1,17 +1,15 @@
 """The published feature files: read as they are, and nothing that lies in one is ever run."""
 
 import base64
-import contextlib
 import json
 import os
 import pickle
-import random
-import struct
 
 import numpy as np
 import pytest
 import torch
 from cli_world import fails, files, read, run, states, succeed
+from feature_files import Payload, array, same, save_clips, save_frames
 
 from data_process.feature_store import ClipStore, FeatureStore
 from data_process.published_features import PUBLISHED, convert_features, find_published, read_npy, read_pickle
@@ -54,34 +52,6 @@ NUMPY_1 = {
         "jAVudW1weZSMBWR0eXBllJOUjAJmNJSJiIeUUpQoSwOMATyUTk5OSv////9K/////0sAdJRiSwJLAoaUjAFDlHSUUpQu"
     ),
 }
-
-
-def array(rows=4, dim=3, seed=0, dtype="float32"):
-    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(dtype)
-
-
-def save_frames(folder, video_id, numbers, dtype="float32", seed=0, **size):
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = {number: array(seed=seed + number, dtype=dtype, **size) for number in numbers}
-    for number, frame in saved.items():
-        np.save(folder / f"{video_id}_{number:03d}.jpg.npy", frame)
-    return saved
-
-
-def save_clips(folder, video_id, clips, dtype="float32", seed=0):
-    """clips: index -> number of tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = {index: array(rows, seed=seed + index, dtype=dtype) for index, rows in clips.items()}
-    for index, tokens in saved.items():
-        (folder / f"{video_id}_{index}.pkl").write_bytes(pickle.dumps(tokens))
-    return saved
-
-
-def same(tensors, arrays):
-    return all(
-        str(tensor.dtype) == f"torch.{a.dtype}" and tensor.numpy().tobytes() == a.tobytes()
-        for tensor, a in zip(tensors, arrays, strict=True)
-    )
 
 
 # ------------------------------------------------------------------------------- what is read
@@ -148,212 +118,6 @@ def test_byte_orders_of_npy(tmp_path):
         np.save(file, one)
         found = read_npy(file)
         assert np.array_equal(found, one) and found.dtype.isnative and found.flags.c_contiguous
-
-
-# ------------------------------------------------------------------------- what must not be run
-
-
-class Payload:
-    """Unpickled by the plain pickle module, makes a file."""
-
-    def __init__(self, marker, call=None):
-        self.marker, self.call = marker, call or os.system
-
-    def __reduce__(self):
-        commands = {os.system: f"touch '{self.marker}'", eval: f"open({str(self.marker)!r}, 'w').close()"}
-        return self.call, (commands[self.call],)
-
-
-class State:
-    """An array whose state holds something."""
-
-    def __init__(self, state):
-        self.state = state
-
-    def __reduce__(self):
-        reconstruct, arguments, _ = array().__reduce__()
-        return reconstruct, arguments, self.state
-
-
-class Called:
-    def __init__(self, function, *arguments):
-        self.parts = function, arguments
-
-    def __reduce__(self):
-        return self.parts
-
-
-def payloads(marker):
-    """Name -> object whose plain unpickling runs something (or tries to)."""
-    bad = Payload(marker)
-    objects = np.empty(2, dtype=object)
-    objects[:] = [bad, 1.0]
-    nested = np.empty(1, dtype=object)
-    nested[0] = objects
-    table = np.zeros(2, dtype=[("a", "f4"), ("b", object)])
-    table["b"] = bad
-    good = array().__reduce__()[2]
-    return {
-        "alone": bad,
-        "eval": Payload(marker, eval),
-        "in a list": [array(), bad],
-        "in a dict": {"features": array(), "more": bad},
-        "key of a dict": {bad: array()},
-        "object array": objects,
-        "nested object arrays": nested,
-        "field of a table": table,
-        "state of an array": State(bad),
-        "data of an array": State((*good[:4], bad)),
-        "shape of an array": State((good[0], bad, *good[2:])),
-        "dtype of an array": State((*good[:2], bad, *good[3:])),
-        "list as data": State((*good[:4], [bad] * 12)),
-        "argument of a good name": Called(array().__reduce__()[0], np.ndarray, (bad,), b"b"),
-    }
-
-
-def test_the_payloads_do_something(tmp_path):
-    """The control: plain unpickling runs them all, if it gets as far as building them."""
-    ran = set()
-    for name, payload in payloads(tmp_path / "ran").items():
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
-            pickle.loads(pickle.dumps(payload))  # noqa: S301
-        if (tmp_path / "ran").exists():
-            ran.add(name)
-            (tmp_path / "ran").unlink()
-    assert ran == set(payloads(tmp_path))
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("name", payloads("x"))
-def test_payloads_in_pickles_are_refused(tmp_path, name, protocol):
-    file, marker = tmp_path / "v_0.pkl", tmp_path / "ran"
-    file.write_bytes(pickle.dumps(payloads(marker)[name], protocol=protocol))
-    with pytest.raises(NarratorError, match=r"v_0\.pkl holds more .* is refused; nothing in it was run"):
-        read_pickle(file)
-    assert not marker.exists()
-
-
-def written(*opcodes):
-    return b"\x80\x04" + b"".join(opcodes) + b"."
-
-
-def word(text):
-    return b"\x8c" + bytes([len(text)]) + text.encode()
-
-
-def name(module, attribute):
-    return word(module) + word(attribute) + b"\x93"
-
-
-NDARRAY, DTYPE = name("numpy", "ndarray"), name("numpy", "dtype")
-RECONSTRUCT = name("numpy._core.multiarray", "_reconstruct")
-MADE = RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R"  # an array without state
-FLOAT = DTYPE + word("f4") + b"\x89\x88\x87R"
-
-HANDWRITTEN = {
-    "a dotted name": written(name("numpy", "ndarray.__class__.__base__.__subclasses__"), b")R"),
-    "a name below numpy": written(name("numpy", "load"), word("/etc/passwd"), b"\x85R"),
-    "getattr": written(name("builtins", "getattr"), NDARRAY, word("tofile"), b"\x86R"),
-    "numpy's scalar": written(name("numpy._core.multiarray", "scalar"), b")R"),
-    "torch": written(name("torch._utils", "_rebuild_tensor_v2"), b")R"),
-    "a class by its own name": written(name("data_process.published_features", "_Array"), b")\x81"),
-    "pickle again": written(name("pickle", "loads"), b"C\x01.\x85R"),
-    "another class of array": written(RECONSTRUCT, DTYPE, b"K\x00\x85C\x01b\x87R"),
-    "ndarray called": written(NDARRAY, b"K\x01\x85\x85R"),
-    "a function is changed": written(DTYPE, b"N}", word("__defaults__"), b")s\x86b"),
-    "a function gets a state": written(RECONSTRUCT, b"}", word("x"), b"K\x01sb"),
-    "an array gets an attribute": written(MADE, b"N}", word("array"), word("x"), b"s\x86b"),
-    "a dtype of objects": written(DTYPE, word("O8"), b"\x89\x88\x87R"),
-    "a dtype of everything": written(DTYPE, word("V8"), b"\x89\x88\x87R"),
-    "a dtype with fields": written(
-        FLOAT, b"(K\x03", word("<"), b"N", word("a"), b"}J\xff\xff\xff\xffK\x00tb"
-    ),
-    "bytes by a codec": written(name("_codecs", "encode"), word("x"), word("zip"), b"\x86R"),
-    "something outside": written(b"K\x01Q"),
-}
-DAMAGED = {
-    "an extension code": written(b"\x82\x01"),
-    "no instance": written(NDARRAY, b")\x81"),
-    "items of an array": written(MADE, b"K\x00K\x01s"),
-    "appended to an array": written(MADE, b"(K\x01e"),
-    "an endless length": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x",
-    "an endless array": written(
-        MADE, b"(K\x01\x8a\x08" + struct.pack("<q", 2**60), b"K\x04\x86", FLOAT, b"\x89C\x04abcdt", b"b"
-    ),
-    "no array": written(FLOAT, b"0N"),
-    "half made": written(MADE),
-    "a dtype": written(FLOAT),
-    "bytes": written(b"C\x04abcd"),
-    "a list of numbers": written(b"]G" + struct.pack(">d", 1.0) + b"a"),
-    "empty": b"",
-    "text": b"not a pickle",
-    "a pointer": b"version https://git-lfs.github.com/spec/v1\n",
-}
-
-
-@pytest.mark.parametrize("kind", HANDWRITTEN)
-def test_handwritten_pickles_are_refused(tmp_path, kind):
-    file = tmp_path / "v_0.pkl"
-    file.write_bytes(HANDWRITTEN[kind])
-    with pytest.raises(NarratorError, match=r"v_0\.pkl holds more .* is refused; nothing in it was run"):
-        read_pickle(file)
-    file.write_bytes(pickle.dumps(array()))  # what came before has changed nothing
-    assert np.array_equal(read_pickle(file), array())
-
-
-@pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_pickles_are_named(tmp_path, kind):
-    file = tmp_path / "v_0.pkl"
-    file.write_bytes(DAMAGED[kind])
-    with pytest.raises(NarratorError, match=r"v_0\.pkl (cannot be read as|holds \w+, expected)"):
-        read_pickle(file)
-
-
-def test_payloads_in_npy_are_refused(tmp_path):
-    file, marker = tmp_path / "v_001.jpg.npy", tmp_path / "ran"
-    for kind in ("object array", "nested object arrays", "field of a table"):
-        np.save(file, payloads(marker)[kind], allow_pickle=True)
-        np.load(file, allow_pickle=True)  # the control
-        assert marker.exists()
-        marker.unlink()
-        with pytest.raises(NarratorError, match=r"v_001\.jpg\.npy cannot be read as a \.npy file of numbers"):
-            read_npy(file)
-    file.write_bytes(pickle.dumps(Payload(marker)))
-    with pytest.raises(NarratorError, match=r"v_001\.jpg\.npy is no \.npy file and not opened as anything"):
-        read_npy(file)
-    np.savez(tmp_path / "v", array())
-    (tmp_path / "v.npz").rename(file)
-    with pytest.raises(NarratorError, match=r"is no \.npy file"):
-        read_npy(file)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_harmed_bytes_give_an_array_or_one_error(tmp_path, protocol):
-    """Whatever bytes change, nothing but an array of floats comes out, or a NarratorError."""
-    chance, whole = random.Random(protocol), pickle.dumps(array(), protocol=protocol)
-    file, errors = tmp_path / "v_0.pkl", 0
-    for _ in range(300):
-        harmed = bytearray(whole)
-        for _ in range(chance.randint(1, 4)):
-            harmed[chance.randrange(len(harmed))] = chance.randrange(256)
-        file.write_bytes(harmed[: chance.choice([len(harmed), chance.randrange(len(harmed))])])
-        try:
-            assert read_pickle(file).ndim == 2
-        except NarratorError:
-            errors += 1
-    assert errors > 100
-    np.save(tmp_path / "v.npy", array())
-    whole, errors = (tmp_path / "v.npy").read_bytes(), 0
-    for _ in range(300):
-        harmed = bytearray(whole)
-        harmed[chance.randrange(min(len(harmed), 80))] = chance.randrange(256)
-        (tmp_path / "v.npy").write_bytes(harmed)
-        try:
-            assert read_npy(tmp_path / "v.npy").ndim == 2
-        except NarratorError:
-            errors += 1
-    assert errors > 100
 
 
 # --------------------------------------------------------------------- bad videos, and going on

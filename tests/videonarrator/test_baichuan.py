@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import torch
 from cli_world import fails, run, succeed
+from published_world import altered_copy
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -269,14 +270,6 @@ def test_ten_thousand_strings_have_sentencepiece_s_ids(both, upstream, real_samp
 # -------------------- what is refused
 
 
-def broken(upstream, folder, change):
-    shutil.copytree(upstream / "base", folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    change(folder)
-    return folder
-
-
 def config_with(**values):
     def change(folder):
         file = folder / "config.json"
@@ -344,7 +337,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_refused(case, upstream, tmp_path):
     change, message = CASES[case]
-    source = broken(upstream, tmp_path / "source", change)
+    source = altered_copy(upstream / "base", tmp_path / "source", change)
     with pytest.raises(NarratorError, match=message):
         convert_baichuan(source, tmp_path / "made")
     assert not (tmp_path / "made").exists()

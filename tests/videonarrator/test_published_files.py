@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from cli_world import fails, run, succeed
+from published_world import altered_copy
 from safetensors.torch import load_file, save_file
 
 import videonarrator.published.importing as importing
@@ -210,14 +211,6 @@ def test_a_payload_is_refused_and_nothing_runs(name, inside, upstream, without_p
     assert trace.exists()  # else the payload is none
 
 
-def changed(upstream, folder, change):
-    shutil.copytree(upstream / "checkpoint", folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    change(folder)
-    return folder
-
-
 def tensors(name, edit):
     def change(folder):
         held = {key: tensor.clone() for key, tensor in read_tensors(folder / name).items()}
@@ -276,7 +269,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_refused(case, upstream, published, tmp_path):
     change, message = CASES[case]
-    adapter = changed(upstream, tmp_path / "adapter", change)
+    adapter = altered_copy(upstream / "checkpoint", tmp_path / "adapter", change)
     template = importing.template_with("zh", upstream / "instruction.txt", None)
     with pytest.raises(NarratorError, match=message):
         importing.run(published.backbone, adapter, tmp_path / "out", template, None, False, print)

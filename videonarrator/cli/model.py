@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +204,7 @@ def _narrate_annotated(
 
 def _tasks_of(loaded: Any, video: Video, store: Store, offered_label: bool) -> list[Any]:
     """What is to be written of a video: its visual tokens made of frame features, or read where they are."""
-    import torch
-
-    from videonarrator.tasks import annotated_tasks
+    from videonarrator.tasks import annotated_tasks, shown_tasks
 
     trained = loaded.info.features
     how = {
@@ -215,10 +213,10 @@ def _tasks_of(loaded: Any, video: Video, store: Store, offered_label: bool) -> l
         "published": loaded.info.published,
     }
     if isinstance(store, ClipStore):
-        shown = store.clips(video.id)  # a blank frame for each: its tokens are put in place afterwards
-        frames = [torch.zeros(int(index in shown), 1, 1) for index in range(len(video.clips))]
-        tasks = annotated_tasks(video, frames, None, **how)
-        return [replace(task, visual=store.read(video.id, task.index)) for task in tasks]
+        stored = store.clips(video.id)
+        numbered = range(len(video.clips))
+        visual = [store.read(video.id, index) if index in stored else None for index in numbered]
+        return shown_tasks(video, visual, **how)
     frames = [store.frames_of(video.id, clip.start, clip.end) for clip in video.clips]
     threshold, keys = trained.get("threshold", 0.9), None
     if trained.get("memory") == "clip":
