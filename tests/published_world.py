@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from cli_world import succeed
+from safetensors.torch import load_file
 
 from data_process.annotations import read_annotations
 from data_process.feature_store import ClipStore, FeatureStore
 from data_process.prepare import prepare
+from videonarrator.clip_inputs import TokenRules
 from videonarrator.config import load_template, save_template
+from videonarrator.dataset import ClipSamples
+from videonarrator.modeling.lora import projector_tensors
+from videonarrator.modeling.narrator import Narrator
+from videonarrator.prompt import Template
 from videonarrator.published.baichuan import adds_bos
 from videonarrator.published.importing import template_with
 from videonarrator.settings import DataSettings, ModelSettings, OptimizationSettings, TrainConfig
+from videonarrator.training.building import build_narrator, token_rules
 
 
 @dataclass(frozen=True)
@@ -103,3 +110,53 @@ def take_over(upstream: Path, upstream_features: dict, folder: Path) -> Publishe
     test = [one["id"] for one in world.json("test.json")]
     prepare(videos, test, store, world.prepared, load_template("zh"), compat="upstream")
     return world
+
+
+def samples_of(
+    published: PublishedWorld, tokenizer: Any, template: Template, rules: TokenRules
+) -> ClipSamples:
+    """The published training samples, from lists and clip tensors that our own code made."""
+    store = published.clip_store()
+    shots = json.loads((published.prepared / "train_shots.json").read_text("utf-8"))
+    width = store.settings["width"]
+    return ClipSamples(shots, store.read, tokenizer, template, width, later_clips=True, rules=rules)
+
+
+def before_training(published: PublishedWorld) -> tuple[Narrator, ClipSamples, Any]:
+    """The published model before its training (base folder, and what it drew at random), and its samples."""
+    import torch
+
+    config = published.train_config()
+    narrator, tokenizer = build_narrator(config, published.clip_store().settings["width"])
+    drawn = load_file(published.upstream / "train/init_state.safetensors")
+    first_halves = load_file(published.upstream / "train/init_lora_A.safetensors")
+    own_base = load_file(published.backbone / "projector.safetensors")
+    parameters = dict(narrator.language_model.named_parameters())
+    with torch.no_grad():
+        base = narrator.base
+        for name, module in (
+            ("embed_tokens", base.get_input_embeddings()),
+            ("lm_head", base.get_output_embeddings()),
+        ):
+            rows = drawn[f"{name}.new_rows"]
+            module.weight[-len(rows) :] = rows
+        visual = projector_tensors(narrator.projector)
+        visual["position.weight"].copy_(drawn["frame_position_embedding.weight"])
+        for part in ("weight", "bias"):
+            visual[f"linear.{part}"].copy_(own_base[f"linear.{part}"])
+        for name, tensor in first_halves.items():
+            if "mm_projector" in name:
+                visual["linear.lora_A.weight"].copy_(tensor)
+            else:
+                parameters[name.replace(".weight", ".default.weight")].copy_(tensor)
+    rules = token_rules(config, tokenizer)
+    assert rules == TokenRules(adds_bos(published.upstream / "base"), True, True)
+    return narrator, samples_of(published, tokenizer, load_template(config.model.template), rules), tokenizer
+
+
+def published_name(name: str) -> str:
+    """What the published code calls a parameter of the narrator that is trained."""
+    own = name.removeprefix("language_model.").replace(
+        "projector.linear.", "base_model.model.model.mm_projector."
+    )
+    return own.replace("projector.position.", "base_model.model.model.frame_position_embedding.")

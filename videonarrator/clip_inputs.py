@@ -18,6 +18,7 @@ from videonarrator.prompt import (
     VISUAL_PATCH,
     VISUAL_START,
     Segment,
+    Story,
     StoryClip,
     Template,
     clip_segments,
@@ -96,6 +97,7 @@ def training_inputs(
                 raise NarratorError(f"shot_loc is {number}, but it has {len(story.clips)} clips")
             number = story.clips[number - 1].number
         segments = sample_segments(story, number, template, later=later, visual=seen)
+        _check_told(story, [number])
     except NarratorError as error:
         raise NarratorError(f"{name}: {error}") from None
     if seen and inputs_text(story, template, number) != sample["inputs"]:
@@ -115,6 +117,7 @@ def whole_video_inputs(sample: Mapping[str, Any], visual: Tensor, template: Temp
     """
     try:
         story = parse_inputs(sample["inputs"], template)
+        _check_told(story, [clip.number for clip in story.clips])
     except NarratorError as error:
         raise NarratorError(f"sample of video {sample['id']}: {error}") from None
     if inputs_text(story, template) != sample["inputs"]:
@@ -127,6 +130,13 @@ def whole_video_inputs(sample: Mapping[str, Any], visual: Tensor, template: Temp
         segments += clip_segments(clip, story.total, template, visual=True, target=True)
     number = len(story.clips)
     return ClipInputs(tuple(segments), visual, (len(visual) // number,) * number, (-1,) * number)
+
+
+def _check_told(story: Story, numbers: Sequence[int]) -> None:
+    """Raise `NarratorError` where a clip that is to be learnt has no narration."""
+    for clip in story.clips:
+        if clip.number in numbers and not clip.text.strip():
+            raise NarratorError(f"clip {clip.number} has no narration: there is nothing to learn from it")
 
 
 def check_sample(sample: Any, *, whole_video: bool = False) -> None:

@@ -13,38 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from videonarrator.clip_inputs import IGNORED, TokenRules, encode
-from videonarrator.prompt import Story, Template, clip_segments, opening, sample_segments
-from videonarrator.schema import NarratorError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRUNK = 0
-"""Number of the trunk among a sequence's branches, which count from 1."""
+from videonarrator.prompt import Story, Template, clip_segments, opening
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A clip that is learnt: its index, ids and labels, where it leaves the trunk, how many visual tokens it
-    has, and its relative position 0..99.
-    """
+    """A sample: its index in the list, ids and labels from where it leaves the trunk (`start`) on."""
 
-    clip: int
+    sample: int
     ids: list[int]
     labels: list[int]
     start: int
-    count: int
-    position: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sample alone, its part of the trunk included."""
+        return self.start + len(self.ids)
 
 
 @dataclass(frozen=True)
 class VideoTree:
     """A video's trunk (ids) and branches, in order. The trunk of branch i is `trunk[: i.start]`."""
 
-    video_id: str
     trunk: list[int]
     branches: tuple[Branch, ...]
 
@@ -56,12 +49,11 @@ class VideoTree:
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """Videos, or parts of one, in one sequence; all lists but the last three have an entry a token.
+    """Videos, or parts of one, in one sequence; all lists but the last have an entry a token.
 
     positions: rotary positions. videos: number of the token's video in the sequence. branches: 0 for trunks,
     else the token's branch, counted through the sequence. limits: how many tokens of its video's trunk a
-    token attends to. clips: (video id, clip index) of each slot in order; counts and places: its visual
-    tokens and position 0..99.
+    token attends to. samples: of branches 1, 2, ... the index in the list of samples.
     """
 
     ids: list[int]
@@ -70,18 +62,10 @@ class PackedSequence:
     videos: list[int]
     branches: list[int]
     limits: list[int]
-    clips: list[tuple[str, int]]
-    counts: list[int]
-    places: list[int]
-
-    @property
-    def samples(self) -> int:
-        """Clips that are learnt."""
-        return len(self.clips)
+    samples: list[int]
 
 
 def video_tree(
-    video_id: str,
     story: Story,
     learnt: Mapping[int, tuple[int, int]],
     template: Template,
@@ -90,45 +74,37 @@ def video_tree(
 ) -> VideoTree:
     """The tree of a video's story.
 
-    learnt: number of a clip (from 1) -> its visual tokens and relative position. Raises `NarratorError` where
-    the tokenizer joins text across the place where a branch leaves the trunk (its samples cannot be packed
-    then).
+    learnt: number of a clip (from 1) -> index of its sample, and its number of visual tokens. The trunk ends
+    where the last branch leaves it.
     """
     inner = replace(rules, bos=False)
     trunk, _ = encode([opening(story.product, template)], tokenizer, 0, rules)
     branches = []
     for clip in story.clips:
         if clip.number in learnt:
-            count, position = learnt[clip.number]
+            sample, count = learnt[clip.number]
             segments = clip_segments(clip, story.total, template, visual=True, target=True)
             ids, labels = encode(segments, tokenizer, count, inner)
-            branches.append(Branch(clip.number - 1, ids, labels, len(trunk), count, position))
-            alone, _ = encode(
-                sample_segments(story, clip.number, template, later=False), tokenizer, count, rules
-            )
-            if alone != trunk + ids:
-                raise NarratorError(
-                    f"video {video_id}, clip {clip.number}: the tokenizer joins its text with that before; "
-                    "its samples cannot be packed"
-                )
+            branches.append(Branch(sample, ids, labels, len(trunk)))
         trunk = trunk + encode(clip_segments(clip, story.total, template), tokenizer, 0, inner)[0]
-    return VideoTree(video_id, trunk[: branches[-1].start] if branches else trunk, tuple(branches))
+    return VideoTree(trunk[: branches[-1].start], tuple(branches))
+
+
+def lone_tree(sample: int, ids: list[int], labels: list[int]) -> VideoTree:
+    """A sample that shares nothing: no trunk, one branch."""
+    return VideoTree([], (Branch(sample, ids, labels, 0),))
 
 
 def divided(tree: VideoTree, longest: int) -> list[VideoTree]:
     """`tree` in parts that are at most `longest` tokens long, each with as many branches as fit.
 
-    Raises `NarratorError` naming the clip that is too long by itself.
+    Raises `ValueError` where a branch with its part of the trunk is longer than that.
     """
     parts: list[list[Branch]] = []
     size = 0
     for branch in tree.branches:
-        alone = branch.start + len(branch.ids)
-        if alone > longest:
-            raise NarratorError(
-                f"sample of video {tree.video_id}, clip {branch.clip + 1}, has {alone} tokens; a sequence "
-                f"takes {longest}: shorten its text or its clip"
-            )
+        if branch.length > longest:
+            raise ValueError(f"a branch of {branch.length} tokens does not fit into {longest}")
         if parts and size + len(branch.ids) + branch.start <= longest:
             parts[-1].append(branch)
         else:
@@ -156,7 +132,7 @@ def filled(trees: Sequence[VideoTree], longest: int) -> list[list[VideoTree]]:
 
 def packed(trees: Sequence[VideoTree]) -> PackedSequence:
     """The trees as one sequence, one after the other."""
-    made = PackedSequence([], [], [], [], [], [], [], [], [])
+    made = PackedSequence([], [], [], [], [], [], [])
     branches = 0
     for number, tree in enumerate(trees):
         trunk = len(tree.trunk)
@@ -164,7 +140,7 @@ def packed(trees: Sequence[VideoTree]) -> PackedSequence:
         made.labels.extend([IGNORED] * trunk)
         made.positions.extend(range(trunk))
         made.videos.extend([number] * trunk)
-        made.branches.extend([TRUNK] * trunk)
+        made.branches.extend([0] * trunk)
         made.limits.extend(range(1, trunk + 1))
         for branch in tree.branches:
             branches += 1
@@ -175,28 +151,5 @@ def packed(trees: Sequence[VideoTree]) -> PackedSequence:
             made.videos.extend([number] * length)
             made.branches.extend([branches] * length)
             made.limits.extend([branch.start] * length)
-            made.clips.append((tree.video_id, branch.clip))
-            made.counts.append(branch.count)
-            made.places.append(branch.position)
+            made.samples.append(branch.sample)
     return made
-
-
-def attention_mask(sequence: PackedSequence, length: int | None = None) -> Tensor:
-    """Which token attends to which: [length, length] of bool, row attends to column.
-
-    length: with padding, which attends to itself alone (a row of nothing would be no number).
-    """
-    import torch
-
-    size = len(sequence.ids)
-    videos, branches, limits = (
-        torch.tensor(values) for values in (sequence.videos, sequence.branches, sequence.limits)
-    )
-    places = torch.tensor(sequence.positions)  # of a trunk's token: its place in the trunk
-    at = torch.arange(size)
-    same = videos[:, None] == videos[None]
-    own = (branches[:, None] == branches[None]) & (branches[:, None] != TRUNK) & (at[None] <= at[:, None])
-    trunk = (branches[None] == TRUNK) & (places[None] < limits[:, None])
-    mask = torch.eye(length or size, dtype=torch.bool)
-    mask[:size, :size] = same & (own | trunk)
-    return mask

@@ -25,6 +25,7 @@ class DataSettings:
     later_clips: bool = False
     whole_videos: bool = False
     clip_tokens: int = 64
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,35 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """How it is trained. Defaults are the published ones but for precision, which depends on the device.
+    """How it is trained. Defaults are the published ones but for precision, which depends on the device, and
+    for packing and the mean over tokens, which the published code does not have.
 
-    batch_size: samples (clips) a device and step; accumulation: batches before an update.
+    samples_per_step: samples (clips) of an update, whole videos until there are as many, on all devices
+    together (published: 4 GPUs x 4 samples x 8 batches). packed: a video's samples share one sequence,
+    exactly, and short videos share sequences of up to `tokens_per_sequence`; else samples are padded to
+    batches of `batch_size`. order: `videos` keeps a video's samples in one step; `samples` shuffles them one
+    by one, as the published training does (only where not packed). loss_weighting: mean over the step's
+    learnt `token`s; over samples of the mean of each (`sample`); over micro-batches (`microbatch`, as
+    published). attention: of packed sequences, `sdpa` with a mask or, on a GPU, `flex` with blocks.
     projector_learning_rate: another rate for projector and position table, which start from nothing (None:
-    the same). save_steps: updates between two resumable states, of which the newest `keep_states` are kept.
+    the same). schedule: `warmup_decay` is that of the published DeepSpeed file. warmup: share of all steps.
+    precision: of the arithmetic and of frozen weights; trained ones are float32. save_steps: updates between
+    two resumable states, of which the newest `keep_states` are kept. evaluate_steps: updates between two
+    measurements on `data.held_out`; patience: stop after as many without a better one (0: never).
+    workers: processes that prepare micro-batches. tensorboard: write its files, too.
     """
 
     epochs: float = 15
+    samples_per_step: int = 128
+    packed: bool = True
+    tokens_per_sequence: int = 4096
     batch_size: int = 4
-    accumulation: int = 8
+    order: Literal["videos", "samples"] = "videos"
+    loss_weighting: Literal["token", "sample", "microbatch"] = "token"
+    attention: Literal["sdpa", "flex"] = "sdpa"
     learning_rate: float = 1e-4
     projector_learning_rate: float | None = None
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "warmup_decay"] = "cosine"
     warmup: float = 0.03
     clip_norm: float = 1.0
     weight_decay: float = 0.0
@@ -74,12 +91,30 @@ class OptimizationSettings:
     gradient_checkpointing: bool = False
     save_steps: int = 100
     keep_states: int = 2
+    evaluate_steps: int = 100
+    patience: int = 0
     log_steps: int = 10
+    workers: int = 0
+    tensorboard: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.accumulation < 1 or self.epochs <= 0 or self.learning_rate <= 0:
-            raise NarratorError("epochs, batch_size, accumulation and learning_rate must be greater than 0")
+        for name in (
+            "epochs", "samples_per_step", "tokens_per_sequence", "batch_size", "learning_rate", "clip_norm",
+            "save_steps", "keep_states", "evaluate_steps", "log_steps",
+        ):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise NarratorError(f"optimization.{name}={getattr(self, name)}: it must be greater than 0")
+        for name in ("workers", "patience", "warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise NarratorError(f"optimization.{name}={getattr(self, name)}: it cannot be less than 0")
+        if self.warmup >= 1:
+            raise NarratorError(f"optimization.warmup={self.warmup}: it is a share of all steps, less than 1")
+        if self.packed and self.order == "samples":
+            raise NarratorError(
+                "optimization.order=samples takes videos apart, which packed sequences keep together: set "
+                "optimization.packed=false, too"
+            )
 
 
 @dataclass(frozen=True)

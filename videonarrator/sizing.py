@@ -34,15 +34,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from videonarrator.config import configs_folder
-from videonarrator.modeling.backbones import add_tokens, empty_backbone
-from videonarrator.modeling.lora import add_lora, add_projector_lora, merge_projector_lora, set_trainable
+from videonarrator.modeling.backbones import empty_backbone
+from videonarrator.modeling.lora import merge_projector_lora
 from videonarrator.modeling.narrator import Narrator
-from videonarrator.modeling.projector import VisualProjector
-from videonarrator.prompt import ADDED_TOKENS
 from videonarrator.schema import NarratorError
 from videonarrator.settings import TrainConfig
 from videonarrator.timeline import POSITIONS
-from videonarrator.training import projector_lora
+from videonarrator.training.building import frozen_dtype, with_parts
 
 GIB = 1 << 30
 
@@ -75,32 +73,14 @@ def empty_narrator(
     tokenizer: Any = None,
     positions: int = POSITIONS,
 ) -> Narrator:
-    """The narrator that training with `config` begins with, on the meta device, in float32.
+    """The narrator that training with `config` begins with, on the meta device.
 
     source: folder, hub name or config.json of the language model (None: `config.model.backbone`). tokenizer:
     the backbone's own, which gets the added tokens; without one they are counted, a pad token included.
     """
-    model = config.model
     with torch.device("meta"):
-        language_model: Any = empty_backbone(source or model.backbone).float()
-        if tokenizer is None:
-            rows = language_model.get_input_embeddings().num_embeddings + 1 + len(ADDED_TOKENS)
-            language_model.resize_token_embeddings(rows, mean_resizing=False)
-        else:
-            add_tokens(language_model, tokenizer, ADDED_TOKENS)
-        if config.optimization.gradient_checkpointing:
-            language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        hidden = language_model.get_input_embeddings().embedding_dim
-        projector = VisualProjector(feature_width, hidden, positions)
-        if model.adapter == "lora":
-            language_model = add_lora(
-                language_model, rank=model.rank, alpha=model.alpha, dropout=model.dropout
-            )
-        if settings := projector_lora(config):
-            add_projector_lora(projector, **settings)
-    narrator = Narrator(language_model, projector, patch_id=-1)
-    set_trainable(narrator, model.adapter)
-    return narrator.train()
+        language_model: Any = empty_backbone(source or config.model.backbone).to(frozen_dtype(config))
+        return with_parts(config, language_model, tokenizer, feature_width, positions).train()
 
 
 def without_lora(narrator: Narrator, dtype: torch.dtype) -> Narrator:

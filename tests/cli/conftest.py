@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         f"output: {world.training}\n"
         f"data: {{samples: {world.prepared}/train_shots.json, clips: {world.prepared}/clips}}\n"
         f"model: {{backbone: {world.backbone}, rank: 2, alpha: 4}}\n"
-        "optimization: {epochs: 1, batch_size: 4, accumulation: 2, learning_rate: 1e-3, log_steps: 1}\n",
+        "optimization: {epochs: 1, samples_per_step: 8, learning_rate: 1e-3, log_steps: 1}\n",
         "utf-8",
     )
     world.product.write_text(PRODUCT, "utf-8")

@@ -53,7 +53,7 @@ class English:
             f"output: {out}\n"
             f"data: {{samples: {prepared}/train_shots.json, clips: {prepared}/clips}}\n"
             f"model: {{backbone: {self.backbone}, template: {template}, rank: 2, alpha: 4}}\n"
-            "optimization: {epochs: 1, batch_size: 4, accumulation: 1, learning_rate: 1e-3}\n",
+            "optimization: {epochs: 1, samples_per_step: 4, learning_rate: 1e-3}\n",
         )
         return succeed("train", "--config", config)
 

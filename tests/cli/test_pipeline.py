@@ -77,7 +77,7 @@ def test_train(made):
     made_of = {"narrator.json", "prompt.yaml", "trained.safetensors", "tokenizer", "adapter"}
     assert {path.name for path in world.checkpoint.iterdir()} == made_of
     assert made.runs["train"].out == f"{world.checkpoint}\n"
-    assert {"checkpoint", "config.yaml", "env.json", "train_log.jsonl"} <= {
+    assert {"checkpoint", "config.yaml", "env.json", "train_log.jsonl", "loss_curve.png"} <= {
         path.name for path in world.training.iterdir()
     }
     log = [json.loads(line) for line in (world.training / "train_log.jsonl").read_text("utf-8").splitlines()]

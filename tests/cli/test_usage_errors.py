@@ -19,13 +19,13 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 def test_config_mistakes_of_train(world, tmp_path, out):
     good = world.config.read_text("utf-8")
-    typo = save(tmp_path / "typo.yaml", good.replace("batch_size", "batchsize"))
-    wrong_type = save(tmp_path / "type.yaml", good.replace("batch_size: 4", "batch_size: four"))
+    typo = save(tmp_path / "typo.yaml", good.replace("samples_per_step", "samples_perstep"))
+    wrong_type = save(tmp_path / "type.yaml", good.replace("samples_per_step: 8", "samples_per_step: eight"))
     no_yaml = save(tmp_path / "broken.yaml", "output: [1")
     train = ("train", "--config", world.config, f"output={out}")
     for words, expected in (
-        (("--config", typo), ("batchsize", "did you mean optimization.batch_size?")),
-        (("--config", wrong_type), ("optimization.batch_size is 'four'", "a whole number")),
+        (("--config", typo), ("samples_perstep", "did you mean optimization.samples_per_step?")),
+        (("--config", wrong_type), ("optimization.samples_per_step is 'eight'", "a whole number")),
         (("--config", no_yaml), (str(no_yaml), "is not valid YAML")),
         (("--config", tmp_path / "nowhere.yaml"), ("no file", "configs/ has")),
         (("--config", world.config, "model.rnk=4"), ("model.rnk", "did you mean model.rank?")),

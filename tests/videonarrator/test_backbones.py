@@ -143,8 +143,10 @@ def test_a_line_learnt_is_a_line_written(other, sample_videos, zh, tmp_path):
     folder, _ = other
     video = sample_videos["sample01"]
     shots = clip_samples(video, zh)[:1]
-    config = train_config(folder, tmp_path / "run", adapter="full", epochs=40, accumulation=1)
-    config = replace(config, optimization=replace(config.optimization, learning_rate=3e-3, batch_size=1))
+    config = train_config(folder, tmp_path / "run", adapter="full", epochs=40)
+    config = replace(
+        config, optimization=replace(config.optimization, learning_rate=3e-3, samples_per_step=1)
+    )
     train_and_keep(config, shots)
     loaded = load_checkpoint(tmp_path / "run/checkpoint")
     task = ClipTask(0, 3, 9, clip_tokens(video.id, 0), shots[0]["shot_pos"])

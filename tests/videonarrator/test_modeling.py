@@ -291,10 +291,12 @@ def test_a_padded_batch_is_its_samples(narrator):
     assert narrator(**batched(SAMPLES, pad=7))["loss"].item() == pytest.approx(singles / number, abs=1e-5)
 
 
-def gradients(narrator, batches, number):
+def gradients(narrator, batches, number=None):
+    """number: of tokens that each token's loss is divided by; None: those of its batch."""
     narrator.zero_grad()
     for batch in batches:
-        narrator(**batch, num_items_in_batch=number)["loss"].backward()
+        weights = None if number is None else torch.full(batch["labels"].shape, 1 / number).double()
+        narrator(**batch, weights=weights)["loss"].backward()
     return {name: parameter.grad.clone() for name, parameter in narrator.named_parameters()}
 
 
@@ -302,9 +304,9 @@ def test_four_batches_of_one_are_one_batch_of_four(narrator):
     """With the step's own number of tokens; the mean of the batches' means is something else."""
     narrator.double()
     number = sum(int((one["labels"] != IGNORED).sum()) for one in SAMPLES)
-    whole = gradients(narrator, [batched(SAMPLES)], None)
+    whole = gradients(narrator, [batched(SAMPLES)])
     parts = gradients(narrator, [batched([one]) for one in SAMPLES], number)
-    means = gradients(narrator, [batched([one]) for one in SAMPLES], None)
+    means = gradients(narrator, [batched([one]) for one in SAMPLES])
     far = 0.0
     for name, gradient in whole.items():
         difference = (gradient - parts[name]).abs()

@@ -7,14 +7,17 @@ import torch
 from tiny_narrator import WIDTH, clip_samples, clip_tokens, tiny_config
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import create_mask
 
 from videonarrator.clip_inputs import DEFAULT_RULES, IGNORED, TokenRules, encode, training_inputs
+from videonarrator.dataset import ClipSamples, video_trees
+from videonarrator.modeling.attention import tree_block_mask, tree_mask
 from videonarrator.modeling.backbones import BaichuanForCausalLM, add_tokens, load_tokenizer
 from videonarrator.modeling.narrator import Narrator
 from videonarrator.modeling.projector import VisualProjector
-from videonarrator.packing import attention_mask, divided, filled, packed, video_tree
+from videonarrator.packing import divided, filled, lone_tree, packed, video_tree
 from videonarrator.prompt import ADDED_TOKENS, VISUAL_PATCH, parse_inputs
-from videonarrator.schema import NarratorError
+from videonarrator.training.batches import Packed
 
 
 class ExactNorm(nn.Module):
@@ -44,19 +47,20 @@ def narrator(backbone):
     return narrator, tokenizer
 
 
-def tree_of(video, template, tokenizer, rules=DEFAULT_RULES, only=None):
-    shots = clip_samples(video, template)
-    story = parse_inputs(shots[0]["inputs"], template)
-    learnt = {
-        shot["shot_loc"]: (len(clip_tokens(video.id, shot["shot_loc"] - 1)), shot["shot_pos"])
-        for shot in shots
-        if only is None or shot["shot_loc"] in only
-    }
-    return video_tree(video.id, story, learnt, template, tokenizer, rules)
+def samples_of(videos, template, tokenizer, rules=DEFAULT_RULES, only=None):
+    """The data set of those videos' clips (of `only` these numbers)."""
+    shots = [
+        one for v in videos for one in clip_samples(v, template) if only is None or one["shot_loc"] in only
+    ]
+    return ClipSamples(shots, clip_tokens, tokenizer, template, WIDTH, rules=rules)
 
 
-def visual_inputs(clips):
-    return [clip_tokens(*clip).double().requires_grad_() for clip in clips]
+def visual_inputs(dataset, samples):
+    return [dataset[sample]["visual"].double().requires_grad_() for sample in samples]
+
+
+def tree_of(sequence):
+    return torch.tensor([sequence.videos, sequence.branches, sequence.limits, sequence.positions])
 
 
 def token_losses(narrator, ids, labels, visual, places, **how):
@@ -69,10 +73,12 @@ def token_losses(narrator, ids, labels, visual, places, **how):
     return functional.cross_entropy(logits, targets[kept], reduction="none")
 
 
-def packed_losses(narrator, sequence, mask=None):
-    visuals = visual_inputs(sequence.clips)
-    places = torch.repeat_interleave(torch.tensor(sequence.places), torch.tensor(sequence.counts))
-    mask = attention_mask(sequence) if mask is None else mask
+def packed_losses(narrator, dataset, trees, change=lambda sequence, mask: mask):
+    sequence = packed(trees)
+    visuals = visual_inputs(dataset, sequence.samples)
+    places = [dataset.items[sample]["positions"][0] for sample in sequence.samples]
+    places = torch.repeat_interleave(torch.tensor(places), torch.tensor([len(one) for one in visuals]))
+    mask = change(sequence, tree_mask(tree_of(sequence)))
     losses = token_losses(
         narrator, sequence.ids, sequence.labels, torch.cat(visuals), places,
         attention_mask=mask[None, None], position_ids=torch.tensor([sequence.positions]),
@@ -81,11 +87,11 @@ def packed_losses(narrator, sequence, mask=None):
 
 
 def separate_losses(narrator, tokenizer, videos, template, rules=DEFAULT_RULES):
-    """The same clips, a sample each, one after the other."""
+    """The same clips, a sample each, one after the other; made here, without the data set."""
     losses, visuals = [], []
     for video in videos:
         for shot in clip_samples(video, template):
-            (visual,) = visual_inputs([(video.id, shot["shot_loc"] - 1)])
+            visual = clip_tokens(video.id, shot["shot_loc"] - 1).double().requires_grad_()
             inputs = training_inputs(shot, visual, template, later=False)
             ids, labels = encode(inputs.segments, tokenizer, inputs.counts, rules)
             places = torch.full((len(visual),), shot["shot_pos"])
@@ -116,6 +122,10 @@ def some_videos(sample_videos, number):
     return [*videos, single]
 
 
+def all_trees(dataset):
+    return [tree for video in video_trees(dataset) for tree in video]
+
+
 @pytest.mark.parametrize(
     "rules", [TokenRules(), TokenRules(strip_around_added_tokens=True), TokenRules(bos=False)]
 )
@@ -123,39 +133,69 @@ def test_several_videos_in_one_sequence(rules, narrator, sample_videos, zh):
     """Three videos and one of a single clip: per-token losses and all gradients, visual features' too."""
     model, tokenizer = narrator
     videos = some_videos(sample_videos, 3)
-    sequence = packed([tree_of(video, zh, tokenizer, rules) for video in videos])
-    assert sequence.samples == sum(len(video.clips) for video in videos)
-    agree(model, packed_losses(model, sequence), separate_losses(model, tokenizer, videos, zh, rules))
+    dataset = samples_of(videos, zh, tokenizer, rules)
+    trees = all_trees(dataset)
+    assert [len(tree.branches) for tree in trees] == [len(video.clips) for video in videos]
+    agree(model, packed_losses(model, dataset, trees), separate_losses(model, tokenizer, videos, zh, rules))
 
 
 def test_divided_videos(narrator, sample_videos, zh):
     model, tokenizer = narrator
     video = sample_videos["sample01"]
-    tree = tree_of(video, zh, tokenizer)
-    longest = max(branch.start + len(branch.ids) for branch in tree.branches) + 20
+    dataset = samples_of([video], zh, tokenizer)
+    (tree,) = all_trees(dataset)
+    longest = max(branch.length for branch in tree.branches) + 20
     parts = divided(tree, longest)
     assert len(parts) > 1 and all(part.length <= longest for part in parts)
-    assert [b.clip for part in parts for b in part.branches] == [b.clip for b in tree.branches]
-    sides = [packed_losses(model, packed([part])) for part in parts]
+    assert [b.sample for part in parts for b in part.branches] == [b.sample for b in tree.branches]
+    sides = [packed_losses(model, dataset, [part]) for part in parts]
     losses, visuals = torch.cat([side[0] for side in sides]), [v for side in sides for v in side[1]]
     agree(model, (losses, visuals), separate_losses(model, tokenizer, [video], zh))
     assert divided(tree, tree.length) == [tree]
-    with pytest.raises(
-        NarratorError, match=r"sample of video sample01, clip \d+, has \d+ tokens; a sequence"
-    ):
+    with pytest.raises(ValueError, match=r"a branch of \d+ tokens does not fit into 60"):
         divided(tree, 60)
+
+
+def test_samples_that_share_nothing_share_a_sequence(narrator, sample_videos, zh):
+    """As whole videos and published samples are packed: side by side, without a trunk."""
+    model, tokenizer = narrator
+    videos = some_videos(sample_videos, 1)
+    dataset = samples_of(videos, zh, tokenizer)
+    trees = [lone_tree(index, item["ids"], item["labels"]) for index, item in enumerate(dataset.items)]
+    agree(model, packed_losses(model, dataset, trees), separate_losses(model, tokenizer, videos, zh))
+
+
+def test_a_clip_that_is_listed_twice_is_learnt_twice(narrator, sample_videos, zh):
+    model, tokenizer = narrator
+    video = sample_videos["sample01"]
+    shots = clip_samples(video, zh)
+    dataset = ClipSamples([*shots, shots[2]], clip_tokens, tokenizer, zh, WIDTH)
+    trees = all_trees(dataset)
+    assert [[branch.sample for branch in tree.branches] for tree in trees] == [[0, 1, 2, 3, 4, 5], [6]]
+    losses, _ = packed_losses(model, dataset, trees)
+    again, _ = packed_losses(model, dataset, trees[1:])
+    assert (losses[-len(again) :] - again).abs().max() < 1e-10
+
+
+def test_samples_of_other_stories_share_no_trunk(narrator, sample_videos, zh):
+    """An edited text makes another story of the same video."""
+    _, tokenizer = narrator
+    shots = clip_samples(sample_videos["sample01"], zh)
+    told = sample_videos["sample01"].clips[0].text
+    shots[3] = shots[3] | {"inputs": shots[3]["inputs"].replace(told, "别的话。")}
+    trees = all_trees(ClipSamples(shots, clip_tokens, tokenizer, zh, WIDTH))
+    assert [[branch.sample for branch in tree.branches] for tree in trees] == [[0, 1, 2, 4, 5], [3]]
 
 
 def test_only_some_clips_are_learnt(narrator, sample_videos, zh):
     model, tokenizer = narrator
     video = sample_videos["sample01"]
-    sequence = packed([tree_of(video, zh, tokenizer, only={2, 3})])
-    assert [clip for _, clip in sequence.clips] == [1, 2]
-    losses, _ = packed_losses(model, sequence)
-    whole, _ = packed_losses(model, packed([tree_of(video, zh, tokenizer)]))
-    counts = [sum(label != IGNORED for label in b.labels) for b in tree_of(video, zh, tokenizer).branches]
-    wanted = whole[counts[0] : sum(counts[:3])]
-    assert (losses - wanted).abs().max() < 1e-10
+    some = samples_of([video], zh, tokenizer, only={2, 3})
+    losses, _ = packed_losses(model, some, all_trees(some))
+    every = samples_of([video], zh, tokenizer)
+    whole, _ = packed_losses(model, every, all_trees(every))
+    counts = [item["targets"] for item in every.items]
+    assert (losses - whole[counts[0] : sum(counts[:3])]).abs().max() < 1e-10
 
 
 MISTAKES = {
@@ -177,30 +217,61 @@ MISTAKES = {
 def test_a_wrong_mask_is_seen(mistake, narrator, sample_videos, zh):
     model, tokenizer = narrator
     videos = some_videos(sample_videos, 1)
-    sequence = packed([tree_of(video, zh, tokenizer) for video in videos])
+    dataset = samples_of(videos, zh, tokenizer)
+    trees = all_trees(dataset)
     wanted, _ = separate_losses(model, tokenizer, videos, zh)
-    wrong = MISTAKES[mistake](sequence, attention_mask(sequence))
-    assert (packed_losses(model, sequence, wrong)[0] - wanted).abs().max() > 1e-3
-    wrong_places = replace(sequence, positions=list(range(len(sequence.ids))))
-    right = attention_mask(sequence)
-    assert (packed_losses(model, wrong_places, right)[0] - wanted).abs().max() > 1e-3
+    assert (packed_losses(model, dataset, trees)[0] - wanted).abs().max() < 1e-10
+    found, _ = packed_losses(model, dataset, trees, MISTAKES[mistake])
+    assert (found - wanted).abs().max() > 1e-3
 
 
-def test_padding_attends_to_itself_alone(narrator, sample_videos, zh):
-    sequence = packed([tree_of(sample_videos["sample01"], zh, narrator[1])])
-    size = len(sequence.ids)
-    mask = attention_mask(sequence, size + 3)
-    assert mask[:size, :size].equal(attention_mask(sequence)) and not mask[:size, size:].any()
-    assert mask[size:].equal(torch.eye(size + 3, dtype=torch.bool)[size:])
+@torch.no_grad()
+def test_wrong_positions_are_seen(narrator, sample_videos, zh, monkeypatch):
+    model, tokenizer = narrator
+    videos = some_videos(sample_videos, 1)
+    dataset = samples_of(videos, zh, tokenizer)
+    wanted, _ = separate_losses(model, tokenizer, videos, zh)
+
+    def shifted(sequence, mask):
+        sequence.positions[:] = range(len(sequence.ids))  # after the mask was made
+        return mask
+
+    found, _ = packed_losses(model, dataset, all_trees(dataset), shifted)
+    assert (found - wanted).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_narrator_s_own_forward_and_the_blocks_of_flex_attention(narrator, sample_videos, zh):
+    """What training calls, with either form of the mask; flex_attention's backward needs a GPU."""
+    model, tokenizer = narrator
+    videos = some_videos(sample_videos, 2)
+    dataset = samples_of(videos, zh, tokenizer)
+    tensors, _ = Packed(dataset, video_trees(dataset), [range(len(videos))], 10_000).tensors(
+        all_trees(dataset)
+    )
+    wanted, _ = packed_losses(model, dataset, all_trees(dataset))
+    made = model(**tensors | {"visual": tensors["visual"].double()})
+    assert (made["token_losses"] - wanted).abs().max() < 1e-10
+    tree = tensors["tree"]
+    length = tree.shape[1]
+    dense = create_mask(tree_block_mask(tree).mask_mod, 1, 1, length, length, device="cpu")[0, 0]
+    assert dense.equal(tree_mask(tree)) and not dense.all()
+    blocks = tree_block_mask(tree).to_dense()[0, 0].bool()
+    size = tree_block_mask(tree).BLOCK_SIZE[0]
+    for row in range(blocks.shape[0]):
+        for column in range(blocks.shape[1]):
+            part = dense[row * size : (row + 1) * size, column * size : (column + 1) * size]
+            assert bool(blocks[row, column]) == bool(part.any())
 
 
 def test_short_videos_share_sequences(narrator, sample_videos, zh):
     """Every tree in one group, none over the limit, and fewer groups than videos."""
-    trees = [tree_of(video, zh, narrator[1]) for video in list(sample_videos.values())[:12]]
+    trees = all_trees(samples_of(list(sample_videos.values())[:12], zh, narrator[1]))
     longest = 3 * max(tree.length for tree in trees)
     groups = filled(trees, longest)
     assert all(sum(tree.length for tree in group) <= longest for group in groups)
-    assert sorted(tree.video_id for group in groups for tree in group) == sorted(t.video_id for t in trees)
+    firsts = [tree.branches[0].sample for tree in trees]
+    assert sorted(tree.branches[0].sample for group in groups for tree in group) == sorted(firsts)
     assert len(groups) <= -(-len(trees) // 3)
 
 
@@ -210,11 +281,11 @@ def test_real_videos_are_packed_to_a_third(real_samples, zh, tokenizer):
     alone, together = [], 0
     for sample in real_samples[:60]:
         story = parse_inputs(sample["inputs"], zh)
-        learnt = {clip.number: (32 * (2 + clip.number % 4), 0) for clip in story.clips}
-        tree = video_tree(sample["id"], story, learnt, zh, tokenizer, TokenRules())
+        learnt = {clip.number: (0, 32 * (2 + clip.number % 4)) for clip in story.clips}
+        tree = video_tree(story, learnt, zh, tokenizer, TokenRules())
         together += tree.length
-        whole = len(tree.trunk) + len(tree.branches[-1].ids)  # the published samples hold later clips, too
-        alone += [whole - tree.branches[-1].count + branch.count for branch in tree.branches]
+        text = len(tree.trunk) + len(tree.branches[-1].ids) - learnt[story.clips[-1].number][1]
+        alone += [text + count for _, count in learnt.values()]  # the published samples hold later clips, too
     order = torch.randperm(len(alone), generator=draw).tolist()
     padded = sum(
         4 * max(alone[index] for index in order[at : at + 4]) for at in range(0, len(order) // 4 * 4, 4)

@@ -7,60 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 from cli_world import succeed
+from published_world import before_training, samples_of
 from safetensors.torch import load_file
 
 import videonarrator.generation as generation
 from videonarrator.checkpoint import load_checkpoint, read_info
-from videonarrator.clip_inputs import TokenRules
-from videonarrator.dataset import ClipSamples, collate
+from videonarrator.dataset import collate
 from videonarrator.modeling.lora import projector_tensors
 from videonarrator.published.baichuan import adds_bos
-from videonarrator.training import build_narrator, token_rules
 
 SPLITS = ("test", "train")
 
 
-def samples_of(published, tokenizer, template, rules):
-    """The published training samples, from lists and clip tensors that our own code made."""
-    store = published.clip_store()
-    shots = json.loads((published.prepared / "train_shots.json").read_text("utf-8"))
-    width = store.settings["width"]
-    return ClipSamples(shots, store.read, tokenizer, template, width, later_clips=True, rules=rules)
-
-
 @pytest.fixture(scope="module")
 def untrained(published):
-    """The published model before its training: base folder, and what it drew at random."""
-    from videonarrator.config import load_template
-
-    config = published.train_config()
-    width = published.clip_store().settings["width"]
-    narrator, tokenizer = build_narrator(config, width)
-    drawn = load_file(published.upstream / "train/init_state.safetensors")
-    first_halves = load_file(published.upstream / "train/init_lora_A.safetensors")
-    own_base = load_file(published.backbone / "projector.safetensors")
-    parameters = dict(narrator.language_model.named_parameters())
-    with torch.no_grad():
-        base = narrator.base
-        for name, module in (
-            ("embed_tokens", base.get_input_embeddings()),
-            ("lm_head", base.get_output_embeddings()),
-        ):
-            rows = drawn[f"{name}.new_rows"]
-            module.weight[-len(rows) :] = rows
-        visual = projector_tensors(narrator.projector)
-        visual["position.weight"].copy_(drawn["frame_position_embedding.weight"])
-        for part in ("weight", "bias"):
-            visual[f"linear.{part}"].copy_(own_base[f"linear.{part}"])
-        for name, tensor in first_halves.items():
-            if "mm_projector" in name:
-                visual["linear.lora_A.weight"].copy_(tensor)
-            else:
-                parameters[name.replace(".weight", ".default.weight")].copy_(tensor)
-    rules = token_rules(config, tokenizer)
-    assert rules == TokenRules(adds_bos(published.upstream / "base"), True, True)
-    template = load_template(config.model.template)
-    return narrator.eval(), samples_of(published, tokenizer, template, rules), tokenizer
+    narrator, dataset, tokenizer = before_training(published)
+    return narrator.eval(), dataset, tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from videonarrator.sizing import (
     training_memory,
     without_lora,
 )
-from videonarrator.training import build_narrator
+from videonarrator.training.building import build_narrator
 
 
 def config_of(backbone, *, adapter="lora", compat="none", **changes):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from videonarrator.modeling.projector import VisualProjector
 from videonarrator.schema import NarratorError
-from videonarrator.training import start_projector
+from videonarrator.training.building import start_projector
 
 BLIP2 = Path(__file__).resolve().parents[2] / "data/sample/models/blip2"
 

@@ -4,23 +4,30 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_narrator import FEATURES, WIDTH, as_started, clip_tokens, log_of, train_and_keep, train_config
-from transformers import TrainerCallback
+from tiny_narrator import (
+    FEATURES,
+    WIDTH,
+    as_started,
+    clip_tokens,
+    log_of,
+    started_run,
+    train_and_keep,
+    train_config,
+)
 
-import videonarrator.training as training
+import videonarrator.training.run as training
 from videonarrator.clip_inputs import IGNORED, TokenRules, encode, training_inputs
 from videonarrator.config import load_config
 from videonarrator.dataset import ClipSamples, collate
-from videonarrator.modeling.narrator import Narrator
 from videonarrator.prompt import inputs_text, parse_inputs
 from videonarrator.schema import NarratorError
 from videonarrator.settings import TrainConfig
-from videonarrator.training import build_narrator, train
+from videonarrator.training.building import build_narrator
+from videonarrator.training.run import train
 
 # -------------------- the data set
 
@@ -190,49 +197,60 @@ def test_projector_may_have_a_rate_of_its_own(backbone, shots, zh, tmp_path):
         assert far > 1e-3 if name.startswith("projector.") else far < 1e-6, name
 
 
-class Gradients(TrainerCallback):
-    """Keeps the gradients of the first update."""
+def first_gradients(backbone, shots, template, folder, parts=None, **settings):
+    """The gradients of the first update, which is made in so many micro-batches."""
+    settings |= {"epochs": 1, "samples_per_step": 100, "clip_norm": 1e9}
+    config = train_config(backbone, folder, adapter="full", **settings)
+    run, _ = started_run(config, shots, template)
+    kept = {}
 
-    def __init__(self):
-        self.kept = {}
+    def keep(optimizer, args, kwargs):
+        kept.update({n: p.grad.double().clone() for n, p in run.narrator.named_parameters()})
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.kept:
-            self.kept = {
-                name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None
-            }
-
-
-def first_gradients(backbone, shots, template, folder, batch_size, accumulation):
-    config = train_config(
-        backbone, folder, adapter="full", batch_size=batch_size, accumulation=accumulation, clip_norm=1e9
-    )
-    narrator, tokenizer, dataset = as_started(config, shots, template)
-    gradients = Gradients()
-    trainer = training.NarratorTrainer(
-        model=narrator,
-        args=training.training_arguments(replace(config.optimization, epochs=1), folder),
-        train_dataset=dataset,
-        data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
-        callbacks=[gradients],
-    )
-    trainer.train()
-    return gradients.kept
+    run.optimizer.optimizer.register_step_pre_hook(keep)
+    run.loop.model.train()
+    micro_batches = run.loop.batches[0]
+    assert parts in (None, len(micro_batches))
+    run.loop.step(0, micro_batches)
+    return kept
 
 
-def test_accumulated_steps_are_the_large_batch(backbone, shots, zh, tmp_path, monkeypatch):
-    """By the step's own number of supervised tokens, through the Trainer."""
-    whole = first_gradients(backbone, shots[:4], zh, tmp_path / "a", 4, 1)
-    parts = first_gradients(backbone, shots[:4], zh, tmp_path / "b", 1, 4)
-    monkeypatch.setattr(Narrator, "accepts_loss_kwargs", False)  # the mean of the batches' means
-    means = first_gradients(backbone, shots[:4], zh, tmp_path / "c", 1, 4)
+FORMS = {
+    "one padded batch": {"packed": False, "batch_size": 10},
+    "padded one by one": {"packed": False, "batch_size": 1},
+    "packed into one sequence": {"tokens_per_sequence": 10_000},
+    "packed, videos divided": {"tokens_per_sequence": 500},
+}
+
+
+def test_a_step_is_the_same_in_whatever_parts(backbone, shots, zh, tmp_path):
+    """Packed or padded, in few or many micro-batches: by the step's own number of learnt tokens."""
+    numbers = dict(zip(FORMS, (1, 10, 1, 5), strict=True))
+    parts = {
+        name: first_gradients(backbone, shots, zh, tmp_path, numbers[name], **settings)
+        for name, settings in FORMS.items()
+    }
+    whole = parts.pop("one padded batch")
     assert len(whole) == 2 * 7 + 3 + 3
-    far, scale = 0.0, max(gradient.abs().max().item() for gradient in whole.values())
+    means = first_gradients(
+        backbone, shots, zh, tmp_path, packed=False, batch_size=1, loss_weighting="microbatch"
+    )
+    scale, far = max(gradient.abs().max().item() for gradient in whole.values()), 0.0
     for name, gradient in whole.items():
-        difference = (gradient - parts[name]).abs()
-        assert difference.max() < 1e-5 * scale and difference.mean() < 1e-6 * scale, name
+        for form, others in parts.items():
+            difference = (gradient - others[name]).abs()
+            assert difference.max() < 1e-5 * scale and difference.mean() < 1e-6 * scale, (form, name)
         far = max(far, (gradient - means[name]).abs().max().item())
     assert far > 1e-2 * scale
+
+
+def test_the_mean_of_samples_is_that_of_batches_of_one(backbone, shots, zh, tmp_path):
+    alone = {"packed": False, "batch_size": 1, "loss_weighting": "microbatch"}
+    expected = first_gradients(backbone, shots, zh, tmp_path, **alone)
+    found = first_gradients(backbone, shots, zh, tmp_path, loss_weighting="sample")
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (gradient - found[name]).abs().max() < 1e-5 * scale, name
 
 
 # -------------------- the run's folder
@@ -241,20 +259,23 @@ def test_accumulated_steps_are_the_large_batch(backbone, shots, zh, tmp_path, mo
 def test_log_and_settings_of_a_run(lora_run, backbone):
     lora_run, _ = lora_run
     log = log_of(lora_run)
-    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6, 6]
-    for line in log[:-1]:
-        assert set(line) == {"step", "loss", "grad_norm", "learning_rate", "epoch"}
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    speeds = {"samples_per_second", "tokens_per_second"}
+    for line in log:
+        assert set(line) == {"step", "loss", "grad_norm", "learning_rate", "epoch", *speeds}
         assert math.isfinite(line["loss"]) and line["grad_norm"] > 0
-    assert log[5]["loss"] < log[0]["loss"] - 0.5
-    assert {"train_runtime", "train_loss"} <= set(log[-1])
-    rates = [0, *(0.5 * (1 + math.cos(math.pi * done / 5)) * 1e-2 for done in range(5))]
-    assert [line["learning_rate"] for line in log[:-1]] == pytest.approx(rates)  # warm-up of one step, cosine
+        assert all(line[speed] > 0 for speed in speeds)
+    assert log[3]["loss"] < log[0]["loss"] - 0.3
+    rates = [0, *(0.5 * (1 + math.cos(math.pi * done / 3)) * 1e-2 for done in range(3))]
+    assert [line["learning_rate"] for line in log] == pytest.approx(rates)  # warm-up of one step, cosine
+    assert log[1]["epoch"] == 1 and log[3]["epoch"] == 2
     assert {path.name for path in lora_run.iterdir()} == {
         "checkpoint",
         "config.yaml",
         "env.json",
         "run.json",
         "train_log.jsonl",
+        "loss_curve.png",
     }
     assert load_config(TrainConfig, lora_run / "config.yaml") == train_config(backbone, lora_run)
     assert {"torch", "transformers", "peft"} <= set(
@@ -262,11 +283,9 @@ def test_log_and_settings_of_a_run(lora_run, backbone):
     )
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(5, 2), (2, 5)])
-def test_logged_loss_is_the_step_s_own(backbone, shots, zh, tmp_path, batch_size, accumulation):
-    config = train_config(
-        backbone, tmp_path / "run", epochs=1, batch_size=batch_size, accumulation=accumulation
-    )
+@pytest.mark.parametrize("form", ["one padded batch", "padded one by one", "packed, videos divided"])
+def test_logged_loss_is_the_step_s_own(backbone, shots, zh, tmp_path, form):
+    config = train_config(backbone, tmp_path / "run", epochs=1, samples_per_step=10, **FORMS[form])
     train(config, shots, clip_tokens, FEATURES)
     narrator, tokenizer, dataset = as_started(config, shots, zh)
     with torch.no_grad():

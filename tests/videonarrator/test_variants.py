@@ -25,7 +25,8 @@ from videonarrator.generation import ClipTask, narrate_video
 from videonarrator.prompt import inputs_text, parse_inputs
 from videonarrator.schema import NarratorError
 from videonarrator.settings import DecodingSettings, TrainConfig
-from videonarrator.training import build_narrator, train
+from videonarrator.training.building import build_narrator
+from videonarrator.training.run import train
 from videonarrator.visual_memory import fit_tokens
 
 TOKENS = 3

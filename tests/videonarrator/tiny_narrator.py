@@ -79,12 +79,12 @@ def tiny_config(vocabulary, **changes):
 
 
 def ten_samples(sample_videos, template):
-    """Per-clip samples of the first sample videos."""
+    """Per-clip samples of the first two sample videos (6 and 4)."""
     return [one for video in list(sample_videos.values())[:4] for one in clip_samples(video, template)][:10]
 
 
 def train_config(backbone, output, *, adapter="lora", dropout=0.0, bos=None, template="zh", **changes):
-    values = {"epochs": 2, "batch_size": 2, "accumulation": 2, "learning_rate": 1e-2, "log_steps": 1}
+    values = {"epochs": 2, "samples_per_step": 4, "learning_rate": 1e-2, "log_steps": 1}
     return TrainConfig(
         output=str(output),
         data=DataSettings(samples="", clips=""),
@@ -107,13 +107,25 @@ FEATURES = {"encoder": "tiny", "width": WIDTH, "threshold": 0.9}
 def as_started(config, shots, template):
     """Narrator, tokenizer and data set as that run begins with them."""
     from videonarrator.dataset import ClipSamples
-    from videonarrator.training import build_narrator
+    from videonarrator.training.building import build_narrator
 
     torch.manual_seed(config.optimization.seed)
     narrator, tokenizer = build_narrator(config, WIDTH)
     dataset = ClipSamples(shots, clip_tokens, tokenizer, template, WIDTH)
     narrator.projector.match_scale(narrator.base.get_input_embeddings().weight, dataset[0]["visual"])
     return narrator, tokenizer, dataset
+
+
+def started_run(config, shots, template, held_out=()):
+    """The run as it is before its first step, its folder not made ready; and its data set."""
+    from videonarrator.dataset import ClipSamples
+    from videonarrator.training.parallel import Processes
+    from videonarrator.training.run import Run
+
+    processes = Processes(config.optimization.precision)
+    narrator, tokenizer, dataset = as_started(config, shots, template)
+    evaluated = ClipSamples(held_out, clip_tokens, tokenizer, template, WIDTH) if held_out else None
+    return Run(config, narrator, dataset, evaluated, tokenizer.pad_token_id, processes), dataset
 
 
 def log_of(run):
@@ -123,7 +135,7 @@ def log_of(run):
 
 def train_and_keep(config, shots):
     """The narrator at the end of a run, as it is in memory."""
-    import videonarrator.training as training
+    import videonarrator.training.run as training
 
     kept = []
 

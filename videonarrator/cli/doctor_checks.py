@@ -31,7 +31,7 @@ from videonarrator.modeling.backbones import empty_backbone, load_tokenizer
 from videonarrator.schema import NarratorError
 from videonarrator.settings import TrainConfig
 from videonarrator.timeline import POSITIONS
-from videonarrator.training import token_rules
+from videonarrator.training.building import token_rules
 from videonarrator.weight_files import weight_shards
 
 FEATURE_WIDTH = 768

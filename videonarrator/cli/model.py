@@ -29,17 +29,23 @@ Store = FeatureStore | ClipStore
 
 def train(config: str, overrides: list[str]) -> None:
     settings = load_config(TrainConfig, config, overrides)
-    samples = read_json(Path(settings.data.samples))
-    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
-        raise NarratorError(
-            f"{settings.data.samples} is no sample list: expected the JSON array train_shots.json"
-        )
+    samples = _sample_list(settings.data.samples)
+    held_out = _sample_list(settings.data.held_out) if settings.data.held_out else []
     store = ClipStore.open(settings.data.clips)
-    from videonarrator.training import train as run
+    from videonarrator.training.run import train as run
 
     made_with = {"threshold": store.settings["threshold"], "memory": store.settings.get("memory", "tokens")}
     features = {**store.settings["features"], **made_with}
-    print(run(settings, samples, store.read, features))
+    checkpoint = run(settings, samples, store.read, features, held_out)
+    if int(os.environ.get("RANK", "0")) == 0:  # of processes that train together, one tells
+        print(checkpoint)
+
+
+def _sample_list(file: str) -> list[dict[str, Any]]:
+    samples = read_json(Path(file))
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+        raise NarratorError(f"{file} is no sample list: expected the JSON array train_shots.json")
+    return samples
 
 
 def infer(

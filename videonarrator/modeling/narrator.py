@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from videonarrator.modeling.attention import tree_block_mask, tree_mask
 from videonarrator.modeling.projector import VisualProjector
 
 IGNORED = -100
@@ -19,8 +20,6 @@ class Narrator(nn.Module):
 
     patch_id: id of the token whose embedding is replaced by a projected visual token, in order.
     """
-
-    accepts_loss_kwargs = True  # the Trainer then hands over the supervised tokens of the whole step
 
     def __init__(self, language_model: Any, projector: VisualProjector, patch_id: int) -> None:
         super().__init__()
@@ -57,25 +56,38 @@ class Narrator(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
         labels: Tensor,
         visual: Tensor,
         positions: Tensor,
-        num_items_in_batch: Tensor | int | None = None,
+        attention_mask: Tensor | None = None,
+        tree: Tensor | None = None,
+        weights: Tensor | None = None,
+        whole: bool = False,
     ) -> dict[str, Tensor]:
         """Next-token cross entropy on the labelled tokens only; logits are computed nowhere else.
 
-        The sum is divided by `num_items_in_batch`, the supervised tokens of the whole optimisation step,
-        where that is given, else by those of this batch.
+        input_ids, labels [batch, tokens]; visual and positions: see `embed`. attention_mask [batch, tokens]
+        for padded samples, or tree [4, tokens] for one packed sequence (see `modeling.attention`). weights
+        [batch, tokens]: what each labelled token's loss counts; None: their mean. whole: give every trained
+        parameter a gradient, the projector, too, where nothing is seen (processes that train together need
+        that). Returns `loss`, and `token_losses` [labelled tokens] without gradient.
         """
         embeddings = self.embed(input_ids, visual, positions)
-        hidden = self.base.model(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+        how: dict[str, Any] = {"attention_mask": attention_mask}
+        if tree is not None:
+            flex = self.base.config._attn_implementation == "flex_attention"
+            mask = tree_block_mask(tree) if flex else tree_mask(tree)[None, None]
+            how = {"attention_mask": mask, "position_ids": tree[3:]}
+        hidden = self.base.model(inputs_embeds=embeddings, use_cache=False, **how).last_hidden_state
         supervised = labels[:, 1:] != IGNORED
-        logits = self.base.get_output_embeddings()(hidden.last_hidden_state[:, :-1][supervised])
-        targets = labels[:, 1:][supervised]
-        total = functional.cross_entropy(logits.float(), targets, reduction="sum")
-        number = supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        return {"loss": total / number}
+        logits = self.base.get_output_embeddings()(hidden[:, :-1][supervised])
+        exact = logits if logits.dtype == torch.float64 else logits.float()
+        losses = functional.cross_entropy(exact, labels[:, 1:][supervised], reduction="none")
+        loss = losses.mean() if weights is None else (losses * weights[:, 1:][supervised]).sum()
+        if whole and len(visual) == 0:
+            nothing = torch.zeros(1, self.projector.position.embedding_dim, device=labels.device)
+            loss = loss + 0.0 * self.projector(nothing, torch.zeros_like(labels[0, :1])).sum()
+        return {"loss": loss, "token_losses": losses.detach()}
 
     def step(self, embeddings: Tensor, cache: Any) -> Tensor:
         """Append embeddings [1, tokens, hidden] to `cache`; the next token's logits [vocabulary], float32."""
