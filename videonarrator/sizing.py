@@ -110,11 +110,14 @@ def parameter_counts(narrator: Narrator) -> dict[str, dict[str, int]]:
     return counts
 
 
-def training_memory(narrator: Narrator, tokens: int, batch: int, precision: str) -> dict[str, int]:
+def training_memory(
+    narrator: Narrator, tokens: int, batch: int, precision: str, *, packed: bool = False
+) -> dict[str, int]:
     """Bytes that a training step takes on one device: weights, gradients, optimizer, activations, total.
 
-    tokens: of each of the `batch` samples of a step. precision: fp32, or bf16 or fp16 over float32 weights.
-    optimizer: AdamW's two moments and step counts. Nothing is sharded over devices.
+    tokens: of each of the `batch` samples of a micro-batch, or of one packed sequence. precision: of the
+    arithmetic, fp32, bf16 or fp16; what is trained is float32. optimizer: AdamW's two moments and step
+    counts. Nothing is sharded over devices.
     """
     trained = [parameter for parameter in narrator.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained)
@@ -122,7 +125,7 @@ def training_memory(narrator: Narrator, tokens: int, batch: int, precision: str)
         "weights": _weights(narrator),
         "gradients": gradients,
         "optimizer": 2 * gradients + 4 * len(trained),
-        "activations": _peak(narrator, lambda model: _train_step(model, tokens, batch, precision)),
+        "activations": _peak(narrator, lambda model: _train_step(model, tokens, batch, precision, packed)),
     }
     return {**sizes, "total": sum(sizes.values())}
 
@@ -158,7 +161,7 @@ def _weights(narrator: Narrator) -> int:
     return sum(tensor.nbytes for tensor in (*narrator.parameters(), *narrator.buffers()))
 
 
-def _train_step(narrator: Narrator, tokens: int, batch: int, precision: str) -> None:
+def _train_step(narrator: Narrator, tokens: int, batch: int, precision: str, packed: bool = False) -> None:
     """`Narrator.forward` with a fixed share of visual and supervised tokens, then the backward."""
     base, visual, answers = narrator.base, int(VISUAL * tokens), math.ceil(SUPERVISED * tokens)
     width = narrator.projector.position.embedding_dim
@@ -167,10 +170,18 @@ def _train_step(narrator: Narrator, tokens: int, batch: int, precision: str) -> 
         text = base.get_input_embeddings()(torch.zeros(batch, tokens, dtype=torch.long))
         places = torch.zeros(batch * visual, dtype=torch.long)
         seen = narrator.projector(torch.zeros(batch * visual, width), places).view(batch, visual, -1)
-        embeddings = torch.cat([text[:, : tokens - visual], seen.to(text.dtype)], 1)
-        mask = torch.ones(batch, tokens, dtype=torch.long)
-        mask[0, -1] = 0  # a batch has samples that are padded
-        hidden = base.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+        layers = next(base.model.layers.parameters()).dtype
+        embeddings = torch.cat([text[:, : tokens - visual].to(layers), seen.to(layers)], 1)
+        if packed:
+            how = {
+                "attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool),
+                "position_ids": torch.arange(tokens)[None],
+            }
+        else:
+            mask = torch.ones(batch, tokens, dtype=torch.long)
+            mask[0, -1] = 0  # a batch has samples that are padded
+            how = {"attention_mask": mask}
+        hidden = base.model(inputs_embeds=embeddings, use_cache=False, **how).last_hidden_state
         del text, seen, embeddings
         logits = base.get_output_embeddings()(hidden[:, :answers].flatten(0, 1))
         targets = torch.zeros(batch * answers, dtype=torch.long)

@@ -53,7 +53,9 @@ def test_config_and_checkpoint_of_the_same_run(world, monkeypatch):
         assert f"{everything:,}" in done.err
         assert [row["tokens"] for row in done.result["narration"]] == [64, 128]
     assert by_checkpoint.result["parameters"] == by_config.result["parameters"]
-    assert [row["batch"] for row in by_config.result["training"]] == [4, 4]  # as the settings say
+    assert [(row["batch"], row["packed"]) for row in by_config.result["training"]] == [(1, True)] * 2
+    padded = succeed("doctor", "--config", world.config, *lengths, "optimization.packed=false").result
+    assert [(row["batch"], row["packed"]) for row in padded["training"]] == [(4, False)] * 2
     assert [row["batch"] for row in by_config.result["narration"]] == [1, 1]
     assert {row["batch"] for key in ("training", "narration") for row in by_checkpoint.result[key]} == {3}
     assert by_config.result["versions"]["torch"] == torch.__version__

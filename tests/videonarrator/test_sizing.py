@@ -44,11 +44,10 @@ def described(narrator):
     return buffers | {n: (p.shape, p.dtype, p.requires_grad) for n, p in narrator.named_parameters()}
 
 
-@pytest.fixture(scope="module")
-def started(backbone):
+def started(config):
     """A real narrator as training begins with it, with gradients."""
     torch.manual_seed(0)
-    narrator, _ = build_narrator(config_of(backbone), WIDTH)
+    narrator, _ = build_narrator(config, WIDTH)
     for parameter in narrator.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -163,23 +162,24 @@ def test_lora_is_folded_in_for_narration(backbone):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_those_of_a_real_step(started, backbone, precision, checkpointing):
+@pytest.mark.parametrize(("samples", "packed"), [(2, False), (1, True)])
+def test_activations_are_those_of_a_real_step(backbone, precision, checkpointing, samples, packed):
     """The same bytes as of real tensors, and within 3% of what the allocator handed out at most."""
-    hollow = empty(backbone, config_of(backbone, gradient_checkpointing=checkpointing))
-    estimate = training_memory(hollow, 200, 2, precision)["activations"]
-    started.base.gradient_checkpointing_enable({"use_reentrant": False})
-    if not checkpointing:
-        started.base.gradient_checkpointing_disable()
+    config = config_of(backbone, gradient_checkpointing=checkpointing, precision=precision)
+    hollow, real = empty(backbone, config), started(config)
+    step = (200, samples, precision)
+    estimate = training_memory(hollow, *step, packed=packed)["activations"]
     with LiveBytes() as live:
-        _train_step(started, 200, 2, precision)
+        _train_step(real, *step, packed)
     assert estimate == live.peak
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        _train_step(started, 200, 2, precision)
+        _train_step(real, *step, packed)
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     events: list[Any] = seen.profiler.kineto_results.events()
     sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
     highest = max(sum(sizes[:end]) for end in range(len(sizes) + 1))
-    assert estimate == pytest.approx(highest, rel=0.03)
+    # a kernel may keep a second mask [tokens, tokens], which is large beside so small a model
+    assert estimate == pytest.approx(highest, rel=0.05 if packed else 0.03)
 
 
 def test_activations_grow_with_tokens_and_batch_and_shrink_with_checkpointing(backbone):

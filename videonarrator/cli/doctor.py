@@ -99,16 +99,18 @@ def _sizes(subject: Subject, tokens: Sequence[int], batch: int | None, precision
     _check_tokens(tokens, narrator)
     settings = subject.config.optimization
     ready = without_lora(narrator, DTYPES[precision])
-    samples, prompts = batch or settings.batch_size, batch or 1
+    packed = settings.packed and batch is None
+    samples, prompts = batch or (1 if packed else settings.batch_size), batch or 1
     return {
         "parameters": parameter_counts(narrator),
         "training": [
             {
                 "tokens": length,
                 "batch": samples,
+                "packed": packed,
                 "precision": settings.precision,
                 "gradient_checkpointing": settings.gradient_checkpointing,
-                "gib": _gib(training_memory(narrator, length, samples, settings.precision)),
+                "gib": _gib(training_memory(narrator, length, samples, settings.precision, packed=packed)),
             }
             for length in tokens
         ],
@@ -150,7 +152,8 @@ def _print_table(report: Mapping[str, Any]) -> None:
         parts = list(report[kind][0]["gib"])
         say(f"\n{kind}, GiB{'':4}" + "".join(f"{part.replace('_', ' '):>13}" for part in parts))
         for row in report[kind]:
-            saved = ", checkpointing" if row.get("gradient_checkpointing") else ""
+            saved = ", packed" if row.get("packed") else ""
+            saved += ", checkpointing" if row.get("gradient_checkpointing") else ""
             say(
                 f"{row['batch']} x {row['tokens']:<10}"
                 + "".join(f"{row['gib'][part]:13.2f}" for part in parts)

@@ -40,7 +40,8 @@ class Narrator(nn.Module):
     def embed(self, input_ids: Tensor, visual: Tensor, positions: Tensor) -> Tensor:
         """input_ids [batch, tokens], visual [patches, width], positions [patches] -> [batch, tokens, hidden].
 
-        `visual` holds the visual tokens of the whole batch, in the order of their slots.
+        `visual` holds the visual tokens of the whole batch, in the order of their slots. The result has the
+        dtype of the layers (embeddings that are trained may be more exact than frozen layers).
         """
         embeddings = self.base.get_input_embeddings()(input_ids)
         slots = input_ids == self.patch_id
@@ -48,6 +49,7 @@ class Narrator(nn.Module):
             raise ValueError(
                 f"{int(slots.sum())} visual slots in the text, {len(visual)} visual tokens given"
             )
+        embeddings = embeddings.to(next(self.base.model.layers.parameters()).dtype)
         if len(visual) == 0:
             return embeddings
         projected = self.projector(visual, positions).to(embeddings.dtype)
