@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -288,7 +289,13 @@ def cuts_hold(segments: Sequence[Segment], tokenizer: Any) -> bool:
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return list(_kept(text, tokenizer, len(tokenizer)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _kept(text: str, tokenizer: Any, size: int) -> tuple[int, ...]:
+    """Ids of a text, kept: the samples of a video's clips repeat its texts. size: the vocabulary may grow."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
