@@ -1,4 +1,4 @@
-"""Speed and memory of this project, measured: `python scripts/benchmark.py metrics --help`.
+"""Speed and memory of this project, measured: `python scripts/benchmark.py {metrics,train} --help`.
 
 Both sides of a comparison are run in turn in one run; a figure is the median of several. Needs the reference
 data ($VIDEONARRATOR_SHARED, by default ../shared).
@@ -14,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchmarks import metrics
+from benchmarks import metrics, train
+
+from videonarrator.schema import NarratorError
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = {"metrics": metrics}
+BENCHMARKS = {"metrics": metrics, "train": train}
 
 
 def main() -> int:
@@ -25,13 +27,22 @@ def main() -> int:
     shared = Path(os.environ.get("VIDEONARRATOR_SHARED") or ROOT.parent / "shared")
     kinds = parser.add_subparsers(dest="what", required=True)
     for name, module in BENCHMARKS.items():
-        kind = kinds.add_parser(name, help=str(module.__doc__).splitlines()[0])
+        kind = kinds.add_parser(
+            name,
+            help=str(module.__doc__).splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         kind.add_argument("--runs", type=int, default=3, help="runs whose median is told (default: 3)")
         module.add_arguments(kind)
     args = parser.parse_args()
     if not (shared / "data").is_dir():
         parser.error(f"no reference data in {shared}: set VIDEONARRATOR_SHARED to the folder with data/")
-    print(json.dumps(BENCHMARKS[args.what].run(args, shared / "data"), indent=1))
+    try:
+        print(json.dumps(BENCHMARKS[args.what].run(args, shared / "data"), indent=1))
+    except NarratorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

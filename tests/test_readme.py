@@ -116,10 +116,10 @@ def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstre
     heads = lavis_files(tmp_path / "published/lavis", shared / "data/lavis_fixture")
     ran = []
     for command in commands():
-        if command.startswith("bash scripts/"):  # the quickstart ran above; the other is what runs this test
-            assert command in ("bash scripts/quickstart.sh", "bash scripts/test.sh")
-            continue
-        smaller = command.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
+        if command in ("bash scripts/quickstart.sh", "bash scripts/test.sh"):
+            continue  # the quickstart ran above; the other is what runs this test
+        smaller = command.replace("bash scripts/train.sh", f"bash {shlex.quote(str(ROOT / 'scripts/train.sh'))}")
+        smaller = smaller.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
         smaller = smaller.replace(" --device cuda", "")
         for name, tiny in (
             ("OFA-Sys/chinese-clip-vit-base-patch16", "chinese-clip"),
@@ -129,14 +129,14 @@ def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstre
         if " convert " in smaller:  # the name is the sample backbone's here
             smaller = smaller.replace("models/baichuan-7b", "models/converted")
             smaller += heads if " lavis " in smaller else ""
-        if " train " in smaller:
+        if " train " in smaller or "train.sh" in smaller:
             smaller += " optimization.epochs=0.3 optimization.precision=fp32"
         if "measure_grounding" in smaller:
             smaller += " --rotations 1 --ids test_ids.txt"
-        done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT)})
+        done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix})
         assert done.returncode == 0, f"{shlex.quote(smaller)}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
         ran.append(command)
-    assert len(ran) == 21
+    assert len(ran) == 22
     scores = json.loads((tmp_path / "runs/mine/eval/results.json").read_text("utf-8"))["metrics"]
     assert all(score["ci95"] for score in scores.values() if score["value"] is not None)
     assert scores["emscore"]["n_scored"] and scores["info_sim"]["n_scored"]

@@ -109,11 +109,36 @@ def trained_tensors(narrator: Narrator) -> dict[str, Tensor]:
 def save_checkpoint(
     folder: Path, narrator: Narrator, tokenizer: Any, template: Template, info: CheckpointInfo
 ) -> None:
-    """Write a checkpoint folder as a whole or not at all; an older one in its place is replaced."""
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    """Write a checkpoint folder as a whole or not at all; an older one in its place is replaced.
+
+    Raises `NarratorError` where it cannot be written; what lay there is as it was.
+    """
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_files(partial, folder, narrator, tokenizer, template, info)
+        open_to_others(partial)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a kill
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except Exception as error:  # tokenizers raises nothing more special where the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        if isinstance(error, OSError | SafetensorError) or "os error" in str(error):
+            raise NarratorError(
+                f"cannot write the checkpoint {folder}: {error}. Make room, and type the same command again"
+            ) from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(
+    partial: Path, folder: Path, narrator: Narrator, tokenizer: Any, template: Template, info: CheckpointInfo
+) -> None:
+    """The files of a checkpoint that will lie in `folder`."""
     save_template(template, partial / "prompt.yaml")
     tokenizer.save_pretrained(partial / "tokenizer")
     save_file(trained_tensors(narrator), partial / "trained.safetensors", metadata={"format": "pt"})
@@ -131,13 +156,6 @@ def save_checkpoint(
         if file.is_file()
     }
     (partial / DESCRIPTION).write_text(json.dumps(described, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    open_to_others(partial)
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def read_info(folder: Path) -> CheckpointInfo:

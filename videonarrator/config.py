@@ -108,7 +108,8 @@ def config_path(name: str | Path) -> Path:
     wanted = Path(name).as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if not Path(name).is_absolute() and (configs / wanted).is_file():
         return configs / wanted
-    known = sorted(file.relative_to(configs).as_posix() for file in configs.rglob("*.yaml"))
+    files = sorted(file.relative_to(configs) for file in configs.rglob("*.yaml"))
+    known = [file.as_posix() for file in files if file.parts[0] != "accelerate"]  # those are accelerate's own
     raise NarratorError(f"no file {name}{_nearest(wanted, known)}; configs/ has {', '.join(known)}")
 
 

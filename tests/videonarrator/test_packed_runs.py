@@ -59,6 +59,13 @@ def test_a_model_whose_attention_does_not_follow_is_trained_padded(
     assert isinstance(form, Padded) and "does not take packed sequences" in told
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which flex_attention is for")
+def test_flex_attention_without_a_gpu_is_sdpa(backbone, shots, zh, tmp_path, capsys):
+    run, _ = started_run(train_config(backbone, tmp_path, attention="flex"), shots, zh)
+    assert "attention=flex needs a GPU" in capsys.readouterr().err
+    assert run.narrator.base.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize(("window", "kind"), [(4096, Packed), (40, Padded)])
 def test_a_window_shorter_than_a_sample_is_trained_padded(
     window, kind, backbone, shots, zh, tmp_path, capsys

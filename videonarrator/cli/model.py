@@ -31,6 +31,8 @@ def train(config: str, overrides: list[str]) -> None:
     settings = load_config(TrainConfig, config, overrides)
     samples = _sample_list(settings.data.samples)
     held_out = _sample_list(settings.data.held_out) if settings.data.held_out else []
+    if settings.data.held_out and not held_out:
+        raise NarratorError(f"{settings.data.held_out} is empty: give another data.held_out, or leave it out")
     store = ClipStore.open(settings.data.clips)
     from videonarrator.training.run import train as run
 

@@ -75,6 +75,10 @@ class Narrator(nn.Module):
         that). Returns `loss`, and `token_losses` [labelled tokens] without gradient.
         """
         embeddings = self.embed(input_ids, visual, positions)
+        if whole and len(visual) == 0:  # here, since DeepSpeed needs gradients in the same order everywhere
+            nothing = torch.zeros(1, self.projector.position.embedding_dim, device=labels.device)
+            projected = self.projector(nothing, torch.zeros_like(labels[0, :1]))
+            embeddings = embeddings + 0.0 * projected.sum().to(embeddings.dtype)
         how: dict[str, Any] = {"attention_mask": attention_mask}
         if tree is not None:
             flex = self.base.config._attn_implementation == "flex_attention"
@@ -86,9 +90,6 @@ class Narrator(nn.Module):
         exact = logits if logits.dtype == torch.float64 else logits.float()
         losses = functional.cross_entropy(exact, labels[:, 1:][supervised], reduction="none")
         loss = losses.mean() if weights is None else (losses * weights[:, 1:][supervised]).sum()
-        if whole and len(visual) == 0:
-            nothing = torch.zeros(1, self.projector.position.embedding_dim, device=labels.device)
-            loss = loss + 0.0 * self.projector(nothing, torch.zeros_like(labels[0, :1])).sum()
         return {"loss": loss, "token_losses": losses.detach()}
 
     def step(self, embeddings: Tensor, cache: Any) -> Tensor:

@@ -41,7 +41,9 @@ class MicroBatch:
 class Form(Protocol):
     """How samples lie in tensors. Groups are what becomes one micro-batch."""
 
-    def samples_of_step(self, step: int) -> int: ...
+    def samples_of_step(self, step: int) -> list[int]: ...
+
+    def tokens_of_step(self, step: int) -> int: ...
 
     def groups(self, step: int, processes: int) -> list[list[Any]]: ...
 
@@ -66,16 +68,21 @@ class Packed:
     ) -> None:
         self.dataset, self.steps, self.longest = dataset, steps, longest
         self.videos = [[part for tree in trees for part in divided(tree, longest)] for trees in videos]
-        self.sizes = [sum(len(part.branches) for part in video) for video in self.videos]
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def samples_of_step(self, step: int) -> int:
-        return sum(self.sizes[video] for video in self.steps[step])
+    def samples_of_step(self, step: int) -> list[int]:
+        return self.samples(self._parts(step))
+
+    def tokens_of_step(self, step: int) -> int:
+        return sum(part.length for part in self._parts(step))
+
+    def _parts(self, step: int) -> list[VideoTree]:
+        return [part for video in self.steps[step] for part in self.videos[video]]
 
     def groups(self, step: int, processes: int) -> list[list[list[VideoTree]]]:
-        parts = [part for video in self.steps[step] for part in self.videos[video]]
+        parts = self._parts(step)
         given = shares([part.length for part in parts], processes)
         return [filled([parts[index] for index in indices], self.longest) for indices in given]
 
@@ -102,8 +109,11 @@ class Padded:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def samples_of_step(self, step: int) -> int:
-        return sum(map(len, self.steps[step]))
+    def samples_of_step(self, step: int) -> list[int]:
+        return [sample for batch in self.steps[step] for sample in batch]
+
+    def tokens_of_step(self, step: int) -> int:
+        return sum(len(self.dataset.items[sample]["ids"]) for sample in self.samples_of_step(step))
 
     def groups(self, step: int, processes: int) -> list[list[Sequence[int]]]:
         batches = self.steps[step]
@@ -153,7 +163,20 @@ class StepBatches(Dataset[list[MicroBatch]]):
 
     def samples(self, step: int) -> int:
         """Samples of a step, all processes together."""
-        return self.form.samples_of_step(step)
+        return len(self.form.samples_of_step(step))
+
+    def tokens(self, step: int) -> int:
+        """Tokens of a step, all processes together, without padding."""
+        return self.form.tokens_of_step(step)
+
+    def step_samples(self, step: int) -> list[int]:
+        """Indices of a step's samples, each once."""
+        return list(dict.fromkeys(self.form.samples_of_step(step)))
+
+    def alone(self, samples: Sequence[int]) -> StepBatches:
+        """One step in which each of these samples is a micro-batch, for the same processes."""
+        form = Padded(self.dataset, [[[sample] for sample in samples]], 0)
+        return StepBatches(form, self.dataset, self.patch_id, "token", self.process, self.processes)
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
         groups = self.form.groups(step, self.processes)

@@ -7,24 +7,33 @@ from typing import Any
 
 import torch
 
+from videonarrator.schema import NarratorError
 from videonarrator.training.batches import StepBatches
+from videonarrator.training.loop import culprits, naming_memory
 from videonarrator.training.parallel import Processes
 
 
 @torch.no_grad()
 def held_out_loss(model: Any, batches: StepBatches, processes: Processes) -> float:
-    """Mean loss a learnt token over all held-out samples, dropout off; the mode is as before afterwards."""
+    """Mean loss a learnt token over all held-out samples, dropout off; the mode is as before afterwards.
+
+    Raises `NarratorError` naming the sample where it is no number.
+    """
     training = model.training
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=processes.device)
+    totals = torch.zeros(len(batches), 2, dtype=torch.float64, device=processes.device)
     for step in range(len(batches)):
         for micro_batch in batches[step]:
-            losses = processes.forward(model, micro_batch.tensors)["token_losses"].double()
-            counted = float(micro_batch.tokens > 0)  # an idle one is not
-            totals += counted * torch.stack([losses.sum(), torch.tensor(float(len(losses))).to(losses)])
+            with naming_memory(micro_batch):
+                losses = processes.forward(model, micro_batch.tensors)["token_losses"].double()
+            if micro_batch.tokens:  # else an idle one
+                totals[step] += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
+    totals = processes.total(totals)
+    for step in torch.nonzero(~totals[:, 0].isfinite()).flatten().tolist()[:1]:
+        found = culprits(model, batches, step, processes)
+        raise NarratorError(f"the loss of the held-out samples is no number. {found}")
     model.train(training)
-    total, number = processes.total(totals).tolist()
-    return total / number
+    return float(totals[:, 0].sum() / totals[:, 1].sum())
 
 
 @dataclass

@@ -6,14 +6,15 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from videonarrator.schema import NarratorError
 from videonarrator.training.batches import MicroBatch, StepBatches
@@ -50,6 +51,7 @@ class Loop:
         self.model, self.optimizer, self.batches, self.processes = model, optimizer, batches, processes
         self.schedule, self.warmup_steps, self.clip_norm = schedule, warmup_steps, clip_norm
         self.seed, self.workers = seed, workers
+        self.losses: list[float] = []  # of the steps since the last that was logged
         self.steps = len(batches)
         self.samples_done = list(accumulate(batches.samples(step) for step in range(self.steps)))
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -67,27 +69,32 @@ class Loop:
         after_step(steps done, whether the run is asked to stop): saves and evaluates; True ends the run. On
         SIGINT or SIGTERM the step at work is finished and `Stopped` raised after `after_step`.
         """
-        loader: DataLoader[list[MicroBatch]] = DataLoader(
-            self.batches, batch_size=None, sampler=range(first, self.steps), num_workers=self.workers
+        loader: DataLoader[list[MicroBatch] | NarratorError] = DataLoader(
+            Prepared(self.batches),
+            batch_size=None,
+            sampler=range(first, self.steps),
+            num_workers=self.workers,
         )
-        losses: list[float] = []
         self.model.train()
         with asked_to_stop() as asked:
             for step, micro_batches in enumerate(loader, first):
-                loss, norm, stopping = self.step(step, micro_batches, bool(asked))
-                losses.append(loss)
-                progress.count(self.batches.samples(step), sum(one.tokens for one in micro_batches))
+                if isinstance(micro_batches, NarratorError):
+                    raise micro_batches
+                stop = bool(asked) or self.processes.orphaned
+                loss, norm, stopping = self.step(step, micro_batches, stop)
+                self.losses.append(loss)
+                progress.count(self.batches.samples(step), self.batches.tokens(step))
                 if (step + 1) % log_steps == 0 or step + 1 == self.steps:
                     progress.step(
                         step + 1,
                         {
-                            "loss": sum(losses) / len(losses),
+                            "loss": sum(self.losses) / len(self.losses),
                             "grad_norm": norm,
                             "learning_rate": self.rates[0] * self._factor(step),
                             "epoch": round(self.samples_done[step] / len(self.batches.dataset), 4),
                         },
                     )
-                    losses = []
+                    self.losses = []
                 enough = after_step(step + 1, stopping)
                 if stopping and step + 1 < self.steps:
                     raise Stopped(f"stopped after step {step + 1}")
@@ -102,7 +109,6 @@ class Loop:
         torch.manual_seed(hash((self.seed, step, processes.index)) & 0x7FFFFFFF)  # dropout
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self._factor(step)
-        kept: list[Tensor] = []
         total = torch.zeros((), dtype=torch.float64, device=processes.device)
         for number, micro_batch in enumerate(micro_batches, 1):
             with naming_memory(micro_batch):
@@ -110,18 +116,18 @@ class Loop:
                     self.model, micro_batch.tensors, last=number == len(micro_batches)
                 )
             total += made["loss"].detach()
-            kept.append(made["token_losses"])
         # loss (weighted for the mean over processes), processes that are asked to stop
         told = torch.stack([total / processes.number, torch.tensor(float(asked)).to(total)])
         loss, stops = processes.total(told).tolist()
         if not math.isfinite(loss):
-            raise NarratorError(f"step {step + 1}: the loss is {loss}. {culprits(micro_batches, kept)}")
+            found = culprits(self.model, self.batches, step, processes)
+            raise NarratorError(f"step {step + 1}: the loss is {loss}. {found}")
         with naming_memory(max(micro_batches, key=lambda one: one.tokens)):
             norm = processes.clip(self.model, self.optimizer, self.clip_norm)
             if not math.isfinite(norm) and processes.precision != "fp16":  # there the scaler passes it over
+                found = culprits(self.model, self.batches, step, processes, gradients=True)
                 raise NarratorError(
-                    f"step {step + 1}: the gradient's norm is {norm}, the loss {loss:.3f}: the weights are "
-                    "about to diverge. Lower optimization.learning_rate"
+                    f"step {step + 1}: the gradient's norm is {norm}, the loss {loss:.3f}. {found}"
                 )
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -131,25 +137,68 @@ class Loop:
         return rate_factor(self.schedule, step, self.steps, self.warmup_steps)
 
 
-def culprits(micro_batches: Sequence[MicroBatch], kept: Sequence[Tensor]) -> str:
-    """Which samples have losses that are no numbers."""
-    every: set[str] = set()
-    wrong: dict[str, None] = {}
-    for micro_batch, losses in zip(micro_batches, kept, strict=True):
-        every |= set(micro_batch.names)
-        for owner, loss in zip(micro_batch.owners, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                wrong[micro_batch.names[owner]] = None
-    names = list(wrong)
-    if not names:
-        return "Another process names the sample"
-    if len(names) == len(every) > 1:
+class Prepared(Dataset[Any]):
+    """A step's micro-batches, or the error that the user is to see, whichever process prepares them."""
+
+    def __init__(self, batches: StepBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> list[MicroBatch] | NarratorError:
+        try:
+            return self.batches[step]
+        except (NarratorError, OSError) as error:  # OSError: a file of features that has gone
+            return NarratorError(f"step {step + 1}: {error}")
+
+
+WITNESSES = 4
+"""Samples of other steps that the suspects are compared with."""
+
+
+def culprits(
+    model: Any, batches: StepBatches, step: int, processes: Processes, *, gradients: bool = False
+) -> str:
+    """Which samples of a step have a loss (or gradient) that is no number, in words. All processes call this.
+
+    Each sample is tried alone: in attention a NaN spreads over its whole sequence, masked or not. Where
+    samples of other steps fail as well, the weights are to blame.
+    """
+    suspects = batches.step_samples(step)
+    known = set(suspects)
+    others = [sample for sample in range(len(batches.dataset)) if sample not in known][:WITNESSES]
+    alone = batches.alone([*suspects, *others])
+    gradients = gradients and not (processes.sharded or processes.deepspeed)  # theirs are all processes'
+    model.eval()
+    found: list[str] = gather_object(
+        [
+            one.names[0]
+            for one in alone[0]
+            if not _finite(model, one.tensors, processes, gradients=gradients) and one.tokens
+        ]
+    )
+    if len(found) == len(suspects) + len(others) > 1:
+        half = ", or take precision bf16 or fp32" if processes.precision == "fp16" else ""
+        return f"Every sample has that: the weights have diverged. Lower optimization.learning_rate{half}"
+    if not found:
+        shown = "; ".join(batches.dataset.items[sample]["name"] for sample in suspects[:3])
         return (
-            f"That of every sample of the step is (the first: {names[0]}): the weights have diverged. Lower "
-            "optimization.learning_rate, or take precision bf16 or fp32 in place of fp16"
+            f"No sample alone explains it (the step's first: {shown}): lower optimization.learning_rate, or "
+            "set optimization.packed=false"
         )
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"It comes from {'; '.join(names[:3])}{more}: look at its features and its text"
+    wrong = [item["name"] for item in batches.dataset.items if item["name"] in found]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    only = ", or lower optimization.learning_rate: there is no other" if len(suspects + others) == 1 else ""
+    return f"It comes from {'; '.join(wrong[:3])}{more}: look at its features and its text{only}"
+
+
+def _finite(model: Any, tensors: Mapping[str, Tensor], processes: Processes, *, gradients: bool) -> bool:
+    """Whether the losses, and the gradients if these are asked for, are numbers."""
+    if not gradients:
+        with torch.no_grad():
+            return bool(processes.forward(model, tensors)["token_losses"].isfinite().all())
+    model.zero_grad(set_to_none=True)
+    processes.accumulate(model, tensors, last=False)
+    norms = [one.grad.norm() for one in model.parameters() if one.grad is not None]
+    return bool(torch.stack(norms).norm().isfinite())
 
 
 @contextmanager
@@ -157,9 +206,8 @@ def naming_memory(micro_batch: MicroBatch) -> Iterator[None]:
     """Where memory runs out, say which samples were at work and what to set."""
     try:
         yield
-    except RuntimeError as error:
-        told = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in told:
+    except (RuntimeError, MemoryError) as error:
+        if not _of_memory(error):
             raise
         shape = list(micro_batch.tensors["input_ids"].shape)
         others = f" and {len(micro_batch.names) - 1} more" if len(micro_batch.names) > 1 else ""
@@ -168,6 +216,14 @@ def naming_memory(micro_batch: MicroBatch) -> Iterator[None]:
             "optimization.tokens_per_sequence (packed) or optimization.batch_size (not packed), set "
             "optimization.gradient_checkpointing=true, or take precision bf16; what was saved is kept"
         ) from error
+
+
+def _of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(
+        words in told for words in ("allocate memory", "bad_alloc", "out of memory", "alloc_failed")
+    )
 
 
 @contextmanager

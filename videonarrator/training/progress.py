@@ -6,6 +6,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,16 @@ class Progress:
         self.began = self.told = time.monotonic()
         self.samples = self.tokens = 0
         self.drawn = -math.inf
-        self.board = _tensorboard(output, first) if tensorboard and writes else None
+        self.board = None
+        if tensorboard and writes:
+            purged = first + 1 if first else None
+            self.board = tensorboard_writer()(str(output / "tensorboard"), purge_step=purged)
         if writes:
             kept = [line for line in read_log(output) if line["step"] <= first]
-            self.log.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            with self._naming_log():
+                partial = output / "train_log.partial"
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+                partial.replace(self.log)
 
     def count(self, samples: int, tokens: int) -> None:
         """Note what a step computed."""
@@ -60,10 +68,18 @@ class Progress:
         self._write(step, {"eval_loss": loss, "best": best})
         say_if(self.writes, f"step {step}/{self.steps}  held-out loss {loss:.3f}{' (best)' if best else ''}")
 
+    def stopped(self, step: int, reason: str) -> None:
+        """Log that the run ends here, before its last step."""
+        self._write(step, {"stopped": reason})
+        say_if(self.writes, f"stopped after step {step}: {reason}")
+
     def draw(self, *, now: bool = False) -> None:
-        """Draw loss_curve.png from the log, if the last one is old or `now`."""
+        """Draw loss_curve.png from the log, if the last one is old or `now`; no run ends for its sake."""
         if self.writes and (now or time.monotonic() - self.drawn > CURVE_SECONDS):
-            draw_curve(self.output)
+            try:
+                draw_curve(self.output)
+            except (OSError, MemoryError, ImportError) as error:  # the disk is full, or memory
+                say_if(True, f"{self.output / 'loss_curve.png'} is not drawn: {error}")
             self.drawn = time.monotonic()
 
     def close(self) -> None:
@@ -75,11 +91,22 @@ class Progress:
     def _write(self, step: int, facts: dict[str, Any]) -> None:
         if not self.writes:
             return
-        with self.log.open("a", encoding="utf-8") as stream:
+        with self._naming_log(), self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **facts}) + "\n")
         if self.board is not None:
             for name, value in facts.items():
-                self.board.add_scalar(name, value, step)
+                if not isinstance(value, str):
+                    self.board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _naming_log(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise NarratorError(
+                f"cannot write to {self.log}: {error.strerror or error}: make room, and the same command "
+                "goes on from the last state"
+            ) from error
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
@@ -109,14 +136,16 @@ def draw_curve(output: Path) -> None:
     partial.replace(output / "loss_curve.png")
 
 
-def _tensorboard(output: Path, first: int) -> Any:
+def tensorboard_writer() -> Any:
+    """The class that writes TensorBoard's files; `NarratorError` where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise NarratorError(
-            "optimization.tensorboard=true needs the package tensorboard: pip install tensorboard"
+            "optimization.tensorboard=true needs the package tensorboard: pip install tensorboard, or leave "
+            "the setting out"
         ) from error
-    return SummaryWriter(str(output / "tensorboard"), purge_step=first + 1 if first else None)
+    return SummaryWriter
 
 
 def say_if(wanted: bool, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,23 @@ from videonarrator.training.evaluation import Best, held_out_loss
 from videonarrator.training.folder import claim, record_of, write_record
 from videonarrator.training.forms import form_of, packing_holds
 from videonarrator.training.loop import Loop
-from videonarrator.training.parallel import Processes
-from videonarrator.training.progress import Progress, say_if
-from videonarrator.training.states import drop_old_states, last_state, read_state, updates, write_state
+from videonarrator.training.parallel import Processes, telling_once
+from videonarrator.training.progress import Progress, say_if, tensorboard_writer
+from videonarrator.training.states import (
+    DESCRIPTION,
+    drop_old_states,
+    last_state,
+    read_state,
+    updates,
+    whole_states,
+    write_state,
+)
 
 STATES, BEST = "states", "best"
-"""Inside a run's folder: the resumable states; inside these: the best weights."""
+"""Inside a run's folder: the resumable states; inside these: the best weights, `best-<step>`."""
 
 
+@telling_once()
 def train(
     config: TrainConfig,
     samples: Sequence[Mapping[str, Any]],
@@ -58,8 +68,10 @@ def train(
     output = Path(config.output)
     checkpoint = output / "checkpoint"
     template = load_template(config.model.template)
-    record = record_of(config, [*samples, *held_out], features, template)
+    record = record_of(config, [list(samples), list(held_out)], features, template)
     processes = Processes(config.optimization.precision)
+    if config.optimization.tensorboard:
+        tensorboard_writer()  # is there one?
     if claim(output, config, record) and (checkpoint / "narrator.json").is_file():
         say_if(processes.first, f"{checkpoint} is already trained with these settings")
         return checkpoint
@@ -81,18 +93,21 @@ def train(
     evaluated = samples_of(held_out) if held_out else None
     for one in filter(None, (dataset, evaluated)):
         _check_lengths(one, narrator, config)
-    match_projector(narrator, dataset)
-    if config.model.projector:
-        start_projector(narrator.projector, Path(config.model.projector))
+    _start_projector(narrator, dataset, config)
     if processes.first:
-        write_record(output, record)
-        write_environment(output)
+        try:
+            write_record(output, record)
+            write_environment(output)
+        except OSError as error:
+            raise NarratorError(f"cannot write to {output}: {error.strerror or error}: make room") from error
     run = Run(config, narrator, dataset, evaluated, tokenizer.pad_token_id, processes)
     run.go_on()
     weights = run.final_weights()
     if processes.first:
-        if run.scattered:
+        if processes.sharded:  # no process has the whole narrator: again as it began
+            torch.manual_seed(config.optimization.seed)
             narrator, _ = build_narrator(config, width)
+            _start_projector(narrator, dataset, config)
         read_state(weights, narrator)
         info = _info(config, record, features, rules.bos, rules.strip_around_added_tokens)
         save_checkpoint(checkpoint, narrator, tokenizer, template, info)
@@ -119,8 +134,14 @@ class Run:
         settings = config.optimization
         self.config, self.settings, self.processes = config, settings, processes
         self.states = Path(config.output) / STATES
-        self.model, self.optimizer = processes.prepare(narrator, partial(optimizer_of, config=config))
+        self.model, self.optimizer = processes.prepare(
+            narrator, partial(optimizer_of, config=config), settings.clip_norm
+        )
         self.narrator = narrator
+        say_if(
+            processes.first and settings.attention == "flex" and processes.device.type != "cuda",
+            "optimization.attention=flex needs a GPU for its backward pass: sdpa is taken",
+        )
         packed = settings.packed and packing_holds(self.model, narrator, dataset, pad_id, processes)
         say_if(
             processes.first and settings.packed and not packed,
@@ -149,19 +170,19 @@ class Run:
         self.best = Best(settings.patience)
         self.done = 0
 
-    @property
-    def scattered(self) -> bool:
-        """Whether no process has the whole narrator."""
-        return self.processes.sharded or self.processes.deepspeed
-
     def go_on(self) -> None:
         """Train from the last state, or from the start."""
         state = last_state(self.states)
-        self.processes.wait()
+        if not self.processes.alike(int(state.name.rpartition("-")[2]) if state else 0):
+            raise NarratorError(
+                f"output={self.config.output} is not the same folder for all processes: several machines "
+                "need one that they share"
+            )
         if state:
             say_if(self.processes.first, f"going on from {state}")
             facts = read_state(state, self.narrator, self.optimizer)
             self.done, self.best = facts["step"], Best(**facts["best"])
+            self.loop.losses = facts["losses"]
             if self.processes.accelerator.scaler is not None:
                 self.processes.accelerator.scaler.load_state_dict(facts["scaler"])
         progress = Progress(
@@ -192,13 +213,17 @@ class Run:
             loss = held_out_loss(self.model, self.held_out, self.processes)
             better = self.best.is_better(loss, done)
             if better:
-                self._write(self.states / BEST, with_optimizer=False)
+                self._write(self._best(done), with_optimizer=False)
             self.progress.evaluated(done, loss, better)
         enough = self.best.enough
+        if enough and not last:
+            without = f"{self.best.since} evaluations without a better one than that of step {self.best.step}"
+            self.progress.stopped(done, without)
         if not last and (done % settings.save_steps == 0 or stopping or enough):
             self._write(self.states / f"step-{done:06d}", with_optimizer=True)
             if self.processes.first:
                 drop_old_states(self.states, settings.keep_states)
+                self._drop_old_best()
             self.progress.draw()
         return enough
 
@@ -209,21 +234,38 @@ class Run:
                 self.processes.first,
                 f"the best held-out loss, {self.best.loss:.3f}, is of step {self.best.step}",
             )
-            return self.states / BEST
+            return self._best(self.best.step)
         self._write(self.states / "final", with_optimizer=False)
         return self.states / "final"
+
+    def _best(self, step: int) -> Path:
+        return self.states / f"{BEST}-{step:06d}"
+
+    def _drop_old_best(self) -> None:
+        """Remove best weights that neither this run nor a state it may go on from has any more."""
+        states = [json.loads((state / DESCRIPTION).read_text("utf-8")) for state in whole_states(self.states)]
+        wanted = {self._best(facts["best"]["step"]) for facts in (*states, {"best": self.best.facts()})}
+        for folder in set(self.states.glob(f"{BEST}-*")) - wanted:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, folder: Path, *, with_optimizer: bool) -> None:
         scaler = self.processes.accelerator.scaler
         facts = {
             "step": self.done,
             "best": self.best.facts(),
+            "losses": self.loop.losses,
             "scaler": None if scaler is None else scaler.state_dict(),
             "updates": updates(self.narrator, self.optimizer),
         }
         optimizer = self.optimizer if with_optimizer else None
         write_state(folder, self.narrator, optimizer, facts, writes=self.processes.first)
         self.processes.wait()
+
+
+def _start_projector(narrator: Narrator, dataset: ClipSamples, config: TrainConfig) -> None:
+    match_projector(narrator, dataset)
+    if config.model.projector:
+        start_projector(narrator.projector, Path(config.model.projector))
 
 
 def _info(

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from videonarrator.schema import NarratorError
 from videonarrator.training.parallel import like, whole_tensor
+from videonarrator.training.zero import MOMENTS, ZeroOptimizer
 
-WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
+WEIGHTS = "weights"
 DESCRIPTION = "state.json"
 
 
@@ -71,8 +72,10 @@ def _tensors(kind: str, model: nn.Module, optimizer: Any) -> Iterator[tuple[str,
     for name, parameter in trained(model).items():
         if kind == WEIGHTS:
             yield name, whole_tensor(parameter)
-        elif state := optimizer.state.get(parameter):
-            yield name, whole_tensor(state[kind])
+        elif _updates(optimizer, parameter):
+            zero = isinstance(optimizer, ZeroOptimizer)
+            moment = optimizer.moment(parameter, kind) if zero else optimizer.state[parameter][kind]
+            yield name, whole_tensor(moment)
 
 
 def _check_room(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -130,25 +133,47 @@ def read_state(folder: Path, model: nn.Module, optimizer: Any = None) -> dict[st
     if optimizer is None:
         return facts
     moments = {kind: load_file(folder / f"{kind}.safetensors") for kind in MOMENTS}
+    _put_moments(
+        optimizer,
+        {
+            parameter: {kind: moments[kind][name] for kind in MOMENTS}
+            for name, parameter in own.items()
+            if name in moments[MOMENTS[0]]
+        },
+        {own[name]: number for name, number in facts["updates"].items()},
+    )
+    return facts
+
+
+def _put_moments(
+    optimizer: Any,
+    moments: Mapping[nn.Parameter, Mapping[str, Tensor]],
+    numbers: Mapping[nn.Parameter, float],
+) -> None:
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.load(moments, numbers)
+        return
     told = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = {id(parameter): place for place, parameter in enumerate(order)}
     told["state"] = {
         places[id(parameter)]: {
-            "step": torch.tensor(float(facts["updates"][name])),
-            **{kind: like(moments[kind][name], parameter) for kind in MOMENTS},
+            "step": torch.tensor(float(numbers[parameter])),
+            **{kind: like(tensor, parameter) for kind, tensor in tensors.items()},
         }
-        for name, parameter in own.items()
-        if name in moments[MOMENTS[0]]
+        for parameter, tensors in moments.items()
     }
     optimizer.load_state_dict(told)
-    return facts
 
 
 def updates(model: nn.Module, optimizer: Any) -> dict[str, float]:
     """How often each parameter has been updated (one that had no gradient in a step was not)."""
-    return {
-        name: float(optimizer.state[parameter]["step"])
-        for name, parameter in trained(model).items()
-        if optimizer.state.get(parameter)
-    }
+    numbers = {name: _updates(optimizer, parameter) for name, parameter in trained(model).items()}
+    return {name: number for name, number in numbers.items() if number}
+
+
+def _updates(optimizer: Any, parameter: nn.Parameter) -> float:
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.updates(parameter)
+    state = optimizer.state.get(parameter)
+    return float(state["step"]) if state else 0.0
