@@ -118,7 +118,7 @@ def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstre
     for command in commands():
         if command in ("bash scripts/quickstart.sh", "bash scripts/test.sh"):
             continue  # the quickstart ran above; the other is what runs this test
-        smaller = command.replace("bash scripts/train.sh", f"bash {shlex.quote(str(ROOT / 'scripts/train.sh'))}")
+        smaller = command.replace("bash scripts/train.sh", f"bash {ROOT}/scripts/train.sh")
         smaller = smaller.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
         smaller = smaller.replace(" --device cuda", "")
         for name, tiny in (

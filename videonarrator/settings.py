@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,10 +104,10 @@ class OptimizationSettings:
             "epochs", "samples_per_step", "tokens_per_sequence", "batch_size", "learning_rate", "clip_norm",
             "save_steps", "keep_states", "evaluate_steps", "log_steps",
         ):  # fmt: skip
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise NarratorError(f"optimization.{name}={getattr(self, name)}: it must be greater than 0")
         for name in ("workers", "patience", "warmup", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise NarratorError(f"optimization.{name}={getattr(self, name)}: it cannot be less than 0")
         if self.warmup >= 1:
             raise NarratorError(f"optimization.warmup={self.warmup}: it is a share of all steps, less than 1")

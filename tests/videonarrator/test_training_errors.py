@@ -347,14 +347,16 @@ def test_bf16_trains_on_a_cpu(backbone, shots, tmp_path, checkpointing):
     "setting",
     [
         *("epochs=0", "samples_per_step=0", "tokens_per_sequence=0", "batch_size=-1", "learning_rate=0"),
+        *("learning_rate=nan", "epochs=inf", "warmup=nan"),
         *("clip_norm=0", "save_steps=0", "keep_states=0", "evaluate_steps=0", "log_steps=0", "workers=-1"),
         *("patience=-1", "warmup=-0.1", "warmup=1", "weight_decay=-1"),
     ],
 )
 def test_settings_out_of_range(setting):
     name, _, value = setting.partition("=")
+    number = float(value)
     with pytest.raises(NarratorError, match=rf"^optimization\.{name}={value}: it "):
-        OptimizationSettings(**{name: float(value) if "." in value else int(value)})
+        OptimizationSettings(**{name: int(number) if number.is_integer() else number})
 
 
 def test_packed_sequences_keep_videos_together():

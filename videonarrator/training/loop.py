@@ -74,9 +74,10 @@ class Loop:
             batch_size=None,
             sampler=range(first, self.steps),
             num_workers=self.workers,
+            worker_init_fn=pass_over_signals,
         )
         self.model.train()
-        with asked_to_stop() as asked:
+        with asked_to_stop(tells=self.processes.first_here) as asked:
             for step, micro_batches in enumerate(loader, first):
                 if isinstance(micro_batches, NarratorError):
                     raise micro_batches
@@ -226,9 +227,15 @@ def _of_memory(error: Exception) -> bool:
     )
 
 
+def pass_over_signals(worker: int) -> None:
+    """In a process that prepares micro-batches: what is sent to all processes at once is not for it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are noted in; a second one stops at once."""
+def asked_to_stop(*, tells: bool = True) -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM are noted in; a second one stops at once. tells: say so on stderr."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -239,7 +246,8 @@ def asked_to_stop() -> Iterator[list[int]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        if tells:
+            print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
     for number in before:
         signal.signal(number, note)

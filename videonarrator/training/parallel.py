@@ -72,6 +72,11 @@ class Processes:
         """Whether this is the process that writes and tells."""
         return self.accelerator.is_main_process
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first process on its machine."""
+        return self.accelerator.is_local_main_process
+
     def prepare(self, narrator: Narrator, optimizer_of: Any, clip_norm: float = 1.0) -> tuple[Any, Any]:
         """The model as this process has it, and its optimizer.
 
