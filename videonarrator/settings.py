@@ -65,7 +65,7 @@ class OptimizationSettings:
     batches of `batch_size`. order: `videos` keeps a video's samples in one step; `samples` shuffles them one
     by one, as the published training does (only where not packed). loss_weighting: mean over the step's
     learnt `token`s; over samples of the mean of each (`sample`); over micro-batches (`microbatch`, as
-    published). attention: of packed sequences, `sdpa` with a mask or, on a GPU, `flex` with blocks.
+    published). attention: of packed sequences, `sdpa` branch by branch or, on a GPU, `flex` with blocks.
     projector_learning_rate: another rate for projector and position table, which start from nothing (None:
     the same). schedule: `warmup_decay` is that of the published DeepSpeed file. warmup: share of all steps.
     precision: of the arithmetic and of frozen weights; trained ones are float32. save_steps: updates between

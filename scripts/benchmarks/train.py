@@ -7,7 +7,7 @@ Ways to compute the same samples, in turn; each figure is the median of --runs:
                project's, so that only the form differs.
   padded       this project's padded batches: samples end after their clip, those of like length together;
                logits only where something is learnt.
-  packed       this project's default: a video's samples share one sequence; sdpa with a mask.
+  packed       this project's default: a video's samples share one sequence; sdpa branch by branch.
   flex         the same with flex_attention (CUDA only: it has no backward on the CPU).
 
 --parts tokens  counts what an epoch over the 300 real videos computes: the tokens, padding included, of

@@ -21,6 +21,7 @@ from transformers import LlamaTokenizer
 from data_process.annotations import SampleVideo, clip_file, read_sample_list
 from videonarrator.config import load_template
 from videonarrator.dataset import ClipSamples, VisualSource
+from videonarrator.modeling.attention import TREE_SDPA
 from videonarrator.modeling.backbones import extend_tokenizer
 from videonarrator.modeling.narrator import IGNORED, Narrator
 from videonarrator.prompt import ADDED_TOKENS, inputs_text
@@ -186,7 +187,9 @@ def sides_of(
         "packed": (Packed(cut, cut.trees, everything, tokens_per_sequence), cut, our_loss),
     }
     return {
-        name: Side(StepBatches(form, dataset, patch_id, "token")[0], loss)
+        name: Side(
+            StepBatches(form, dataset, patch_id, "token")[0], loss, TREE_SDPA if name == "packed" else "sdpa"
+        )
         for name, (form, dataset, loss) in forms.items()
     }
 

@@ -5,6 +5,7 @@ import torch
 from tiny_narrator import FEATURES, clip_tokens, log_of, started_run, ten_samples, train_config
 
 import videonarrator.modeling.narrator as narrator_module
+from videonarrator.modeling.attention import TREE_SDPA
 from videonarrator.modeling.backbones import load_tokenizer
 from videonarrator.schema import NarratorError
 from videonarrator.settings import OptimizationSettings
@@ -54,16 +55,16 @@ def test_a_model_whose_attention_does_not_follow_is_trained_padded(
 ):
     form, told = form_and_words(backbone, shots, zh, tmp_path, capsys)
     assert isinstance(form, Packed) and "packed" not in told
-    monkeypatch.setattr(narrator_module, "tree_mask", lambda tree: torch.ones(2 * tree.shape[1:]).tril() > 0)
+    monkeypatch.setattr(narrator_module, "tree_segments", lambda tree: [(0, 0, [(0, tree.shape[1], 0)])])
     form, told = form_and_words(backbone, shots, zh, tmp_path, capsys)
     assert isinstance(form, Padded) and "does not take packed sequences" in told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which flex_attention is for")
-def test_flex_attention_without_a_gpu_is_sdpa(backbone, shots, zh, tmp_path, capsys):
+def test_flex_attention_without_a_gpu_is_sdpa_branch_by_branch(backbone, shots, zh, tmp_path, capsys):
     run, _ = started_run(train_config(backbone, tmp_path, attention="flex"), shots, zh)
     assert "attention=flex needs a GPU" in capsys.readouterr().err
-    assert run.narrator.base.config._attn_implementation == "sdpa"
+    assert run.narrator.base.config._attn_implementation == TREE_SDPA
 
 
 @pytest.mark.parametrize(("window", "kind"), [(4096, Packed), (40, Padded)])

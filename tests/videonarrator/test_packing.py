@@ -11,7 +11,13 @@ from torch.nn.attention.flex_attention import create_mask
 
 from videonarrator.clip_inputs import DEFAULT_RULES, IGNORED, TokenRules, encode, training_inputs
 from videonarrator.dataset import ClipSamples, video_trees
-from videonarrator.modeling.attention import tree_block_mask, tree_mask
+from videonarrator.modeling.attention import (
+    TREE_SDPA,
+    register,
+    tree_block_mask,
+    tree_mask,
+    tree_segments,
+)
 from videonarrator.modeling.backbones import BaichuanForCausalLM, add_tokens, load_tokenizer
 from videonarrator.modeling.narrator import Narrator
 from videonarrator.modeling.projector import VisualProjector
@@ -73,7 +79,7 @@ def token_losses(narrator, ids, labels, visual, places, **how):
     return functional.cross_entropy(logits, targets[kept], reduction="none")
 
 
-def packed_losses(narrator, dataset, trees, change=lambda sequence, mask: mask):
+def packed_losses(narrator, dataset, trees, change=lambda sequence, mask: mask, **how):
     sequence = packed(trees)
     visuals = visual_inputs(dataset, sequence.samples)
     places = [dataset.items[sample]["positions"][0] for sample in sequence.samples]
@@ -81,7 +87,7 @@ def packed_losses(narrator, dataset, trees, change=lambda sequence, mask: mask):
     mask = change(sequence, tree_mask(tree_of(sequence)))
     losses = token_losses(
         narrator, sequence.ids, sequence.labels, torch.cat(visuals), places,
-        attention_mask=mask[None, None], position_ids=torch.tensor([sequence.positions]),
+        attention_mask=mask[None, None], position_ids=torch.tensor([sequence.positions]), **how,
     )  # fmt: skip
     return losses, visuals
 
@@ -165,6 +171,54 @@ def test_samples_that_share_nothing_share_a_sequence(narrator, sample_videos, zh
     agree(model, packed_losses(model, dataset, trees), separate_losses(model, tokenizer, videos, zh))
 
 
+@pytest.fixture
+def by_branch(narrator):
+    """The narrator with the attention that training takes."""
+    register()
+    narrator[0].base.set_attn_implementation(TREE_SDPA)
+    yield narrator
+    narrator[0].base.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("longest", [10_000, 500])
+def test_attention_branch_by_branch(longest, by_branch, sample_videos, zh):
+    """Several videos, divided ones, and samples that share nothing; the mask it is given is not looked at."""
+    model, tokenizer = by_branch
+    videos = some_videos(sample_videos, 2)
+    dataset = samples_of(videos, zh, tokenizer)
+    trees = [part for tree in all_trees(dataset) for part in divided(tree, longest)]
+    last = trees[-1].branches[-1].sample
+    trees[-1:] = [lone_tree(last, dataset.items[last]["ids"], dataset.items[last]["labels"])]
+    losses, visuals = [], []
+    for group in filled(trees, longest):
+        group = sorted(group, key=lambda tree: tree.branches[0].sample)
+        segments = tree_segments(tree_of(packed(group)))
+        assert len(segments) == len(group)
+        found = packed_losses(model, dataset, group, lambda s, mask: torch.ones_like(mask), segments=segments)
+        losses.append((group[0].branches[0].sample, found))
+    losses.sort(key=lambda one: one[0])
+    visuals = [visual for _, (_, seen) in losses for visual in seen]
+    found = torch.cat([own for _, (own, _) in losses]), visuals
+    wanted = separate_losses(model, tokenizer, videos, zh)
+    if longest > 1000:
+        agree(model, found, wanted)
+    else:  # groups may interleave videos: compared sample by sample
+        assert sorted(found[0].tolist()) == pytest.approx(sorted(wanted[0].tolist()), abs=1e-10)
+
+
+def test_wrong_segments_are_seen(by_branch, sample_videos, zh):
+    model, tokenizer = by_branch
+    dataset = samples_of(some_videos(sample_videos, 1), zh, tokenizer)
+    trees = all_trees(dataset)
+    segments = tree_segments(tree_of(packed(trees)))
+    wanted, _ = packed_losses(model, dataset, trees, segments=segments)
+    (begin, end, branches), *others = segments
+    first, last, limit = branches[1]
+    branches[1] = (first, last, limit - 3)
+    found, _ = packed_losses(model, dataset, trees, segments=[(begin, end, branches), *others])
+    assert (found - wanted).abs().max() > 1e-3
+
+
 def test_a_clip_that_is_listed_twice_is_learnt_twice(narrator, sample_videos, zh):
     model, tokenizer = narrator
     video = sample_videos["sample01"]
@@ -241,17 +295,20 @@ def test_wrong_positions_are_seen(narrator, sample_videos, zh, monkeypatch):
 
 
 @torch.no_grad()
-def test_the_narrator_s_own_forward_and_the_blocks_of_flex_attention(narrator, sample_videos, zh):
+def test_the_narrator_s_own_forward_and_the_blocks_of_flex_attention(by_branch, sample_videos, zh):
     """What training calls, with either form of the mask; flex_attention's backward needs a GPU."""
-    model, tokenizer = narrator
+    model, tokenizer = by_branch
     videos = some_videos(sample_videos, 2)
     dataset = samples_of(videos, zh, tokenizer)
     tensors, _ = Packed(dataset, video_trees(dataset), [range(len(videos))], 10_000).tensors(
         all_trees(dataset)
     )
     wanted, _ = packed_losses(model, dataset, all_trees(dataset))
-    made = model(**tensors | {"visual": tensors["visual"].double()})
-    assert (made["token_losses"] - wanted).abs().max() < 1e-10
+    for attention in ("sdpa", TREE_SDPA):
+        model.base.set_attn_implementation(attention)
+        made = model(**tensors | {"visual": tensors["visual"].double()})
+        assert (made["token_losses"] - wanted).abs().max() < 1e-10
+    model.base.set_attn_implementation("sdpa")
     tree = tensors["tree"]
     length = tree.shape[1]
     dense = create_mask(tree_block_mask(tree).mask_mod, 1, 1, length, length, device="cpu")[0, 0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videonarrator.modeling.attention import tree_block_mask, tree_mask
+from videonarrator.modeling.attention import TREE_SDPA, tree_block_mask, tree_mask, tree_segments
 from videonarrator.modeling.projector import VisualProjector
 
 IGNORED = -100
@@ -81,9 +81,11 @@ class Narrator(nn.Module):
             embeddings = embeddings + 0.0 * projected.sum().to(embeddings.dtype)
         how: dict[str, Any] = {"attention_mask": attention_mask}
         if tree is not None:
-            flex = self.base.config._attn_implementation == "flex_attention"
-            mask = tree_block_mask(tree) if flex else tree_mask(tree)[None, None]
+            kind = self.base.config._attn_implementation
+            mask = tree_block_mask(tree) if kind == "flex_attention" else tree_mask(tree)[None, None]
             how = {"attention_mask": mask, "position_ids": tree[3:]}
+            if kind == TREE_SDPA:
+                how["segments"] = tree_segments(tree)
         hidden = self.base.model(inputs_embeds=embeddings, use_cache=False, **how).last_hidden_state
         supervised = labels[:, 1:] != IGNORED
         logits = self.base.get_output_embeddings()(hidden[:, :-1][supervised])

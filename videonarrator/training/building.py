@@ -12,6 +12,7 @@ from safetensors import safe_open
 from videonarrator.checkpoint import naming
 from videonarrator.clip_inputs import TokenRules
 from videonarrator.dataset import ClipSamples
+from videonarrator.modeling.attention import TREE_SDPA, register
 from videonarrator.modeling.backbones import add_tokens, begins_with_bos, load_backbone, load_tokenizer
 from videonarrator.modeling.lora import add_lora, add_projector_lora, set_trainable
 from videonarrator.modeling.narrator import Narrator
@@ -55,8 +56,9 @@ def with_parts(
         add_tokens(language_model, tokenizer, ADDED_TOKENS)
     if config.optimization.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.optimization.attention == "flex" and torch.cuda.is_available():
-        language_model.set_attn_implementation("flex_attention")
+    register()
+    flex = config.optimization.attention == "flex" and torch.cuda.is_available()
+    language_model.set_attn_implementation("flex_attention" if flex else TREE_SDPA)
     hidden = language_model.get_input_embeddings().embedding_dim
     projector = VisualProjector(feature_width, hidden, *(() if positions is None else (positions,)))
     if model.adapter == "lora":
