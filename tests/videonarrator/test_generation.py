@@ -252,6 +252,9 @@ def test_stops_are_the_line_break_and_the_end(checkpoint):
         eos_token_id = 2
         unk_token_id = 0
 
+        def __len__(self):
+            return 9
+
         def encode(self, text, **rules):
             return [7, 8]
 
