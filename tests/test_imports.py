@@ -20,6 +20,8 @@ PROMPT, MEMORY, CLIP_INPUTS, PACKING, CONFIG, WEIGHT_FILES = (
     for name in ("prompt", "visual_memory", "clip_inputs", "packing", "config", "weight_files")
 )
 
+SPEECH = "videonarrator.speech"
+
 # Of the project, these modules import these only (a name stands for all that lies below it, too).
 ALLOWED = {
     **dict.fromkeys(FACTS, FACTS),
@@ -31,6 +33,7 @@ ALLOWED = {
     "videonarrator.dataset": (*FACTS, PROMPT, MEMORY, CLIP_INPUTS, PACKING),
     "videonarrator.modeling": ("videonarrator.modeling",),
     WEIGHT_FILES: FACTS,
+    SPEECH: (SPEECH, *FACTS, CONFIG),
     "data_process": ("data_process", *FACTS, PROMPT, MEMORY, CONFIG, WEIGHT_FILES),
     "metrics": ("metrics", *FACTS),
 }
@@ -125,6 +128,11 @@ def test_imports_go_one_way():
             "from pathlib import Path",
             "videonarrator.modeling imports pathlib",
         ),
+        (
+            "videonarrator/length.py",
+            "from videonarrator.speech import default_rate",
+            "videonarrator.length imports videonarrator.speech",
+        ),
         ("metrics/fit.py", "import videonarrator.prompt", "metrics.fit imports videonarrator.prompt"),
         (
             "data_process/shots.py",
@@ -178,6 +186,7 @@ def pulls_in_torch(statement):
 
 def test_light_imports_stay_light():
     light = [*FACTS, PROMPT, CONFIG, CLIP_INPUTS, "metrics", "data_process.annotations"]
+    light += [SPEECH, *(f"{SPEECH}.{name}" for name in ("fitting", "audio", "engine"))]
     assert not pulls_in_torch("import videonarrator")
     assert not pulls_in_torch("import " + ", ".join(light))
     assert pulls_in_torch("import videonarrator.visual_memory")
