@@ -27,7 +27,8 @@ from data_process.feature_store import FeatureStore
 from data_process.sample_world.grounding import grounding
 from data_process.sample_world.render import read_named
 from videonarrator.checkpoint import Checkpoint, load_checkpoint
-from videonarrator.generation import ClipTask, narrate_video
+from videonarrator.generation.engine import narrate_video
+from videonarrator.generation.jobs import ClipTask
 from videonarrator.length import count_units, range_for_reference
 from videonarrator.schema import NarratorError, Video
 from videonarrator.settings import DecodingSettings

@@ -55,6 +55,40 @@ def test_what_an_earlier_clip_showed_comes_from_memory(measured):
     assert own > other
 
 
+@pytest.fixture(scope="module")
+def lengths(measured, shared, tmp_path_factory):
+    """The length measure on the quickstart's checkpoint: held-out sample videos, and 200 real products."""
+    folder, _ = measured
+    words = ["--checkpoint", str(folder / "train/checkpoint"), "--features", str(folder / "features")]
+    words += ["--products", str(shared / "data/esyncvidstory_test_300.json")]
+    done = subprocess.run(
+        [sys.executable, "scripts/measure_length.py", *words],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mode", ["constrained", "best_of"])
+@pytest.mark.parametrize(("videos", "number"), [("samples", 52), ("products", 200)])
+def test_lengths_and_labels_hold(lengths, videos, number, mode):
+    numbers = lengths[videos][mode]
+    assert numbers["narrations"] == number
+    assert [numbers[share] for share in ("in_range", "labels_valid", "closed")] == [1, 1, 1]
+    assert numbers["inside_word"] == 0
+
+
+def test_lengths_that_are_only_asked_for_are_missed(lengths):
+    assert lengths["products"]["prompt"]["in_range"] < 0.9
+
+
+def test_narrations_that_hold_are_as_likely(lengths):
+    assert lengths["samples"]["constrained"]["perplexity_ratio"] <= 1.5
+    assert lengths["products"]["constrained"]["perplexity_ratio"] <= 2
+
+
 def test_real_footage_gets_a_script_that_fits(measured, tmp_path):
     from video_helpers import real_footage
 

@@ -69,7 +69,11 @@ class Video:
 
 @dataclass(frozen=True)
 class ScriptLine:
-    """What a script says of one clip: `low`-`high` is the length asked for, `written` the length obtained."""
+    """What a script says of one clip: `low`-`high` is the length asked for, `written` the length obtained.
+
+    flaws: what is wrong with the narration, see `generation.flaws`. seconds: what it takes to say it, see
+    `speech`, and fit: how that fits the clip, comfortable, tight, fast or over ("": not known).
+    """
 
     clip: int
     start: float
@@ -79,6 +83,9 @@ class ScriptLine:
     low: int
     high: int
     written: int
+    flaws: tuple[str, ...] = ()
+    seconds: float | None = None
+    fit: str = ""
 
     @property
     def in_range(self) -> bool:

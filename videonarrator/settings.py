@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from omegaconf import MISSING
@@ -133,23 +133,48 @@ class DecodingSettings:
     """How text is written (published: temperature 0.1; penalty 1.0 for labels, 1.1 for narrations; 100 new
     tokens).
 
-    greedy: always the likeliest token. attempts: how often a narration outside its length range is written
-    again (sampled at `retry_temperature`) before the nearest one is taken, ended after one of its clauses if
-    need be; 1 only asks for the length in the prompt.
+    greedy: always the likeliest token. length: `prompt` only asks for it, as published; `constrained` holds
+    it, and ends every narration with a sentence; `best_of` takes the best of that many `candidates`, each
+    constrained, all but the first drawn at `retry_temperature`. max_new_tokens: of a line whose length is
+    only asked for. labels: the storyline is made of these and their "+" combinations (none: the twelve script
+    labels); free_labels: of anything, as published.
+    max_clips: clips that one prompt tells of, at most; windows: a longer video goes on with the last quarter
+    of them (else its other clips are left out, as published).
+    attempts: how often a narration is written that is empty, repeats itself, cannot be read, or had to be
+    ended where it hardly would (all but the first drawn at `retry_temperature`); the least flawed one is
+    kept, and what is wrong with it is said. batch: videos at
+    a time (0: what memory allows). It does not change what is written.
     """
 
     greedy: bool = True
     temperature: float = 0.1
     label_penalty: float = 1.0
     narration_penalty: float = 1.1
+    length: Literal["prompt", "constrained", "best_of"] = "constrained"
+    candidates: int = 4
     max_new_tokens: int = 100
+    labels: list[str] = field(default_factory=list)
+    free_labels: bool = False
     max_clips: int = 20
-    attempts: int = 1
+    windows: bool = True
+    attempts: int = 3
     retry_temperature: float = 0.7
     seed: int = 0
+    batch: int = 0
 
     def __post_init__(self) -> None:
         if min(self.temperature, self.retry_temperature, self.label_penalty, self.narration_penalty) <= 0:
             raise NarratorError("temperatures and penalties must be greater than 0")
-        if min(self.max_new_tokens, self.max_clips, self.attempts) < 1:
-            raise NarratorError("max_new_tokens, max_clips and attempts must be at least 1")
+        if min(self.max_new_tokens, self.max_clips, self.attempts, self.candidates) < 1 or self.batch < 0:
+            raise NarratorError(
+                "max_new_tokens, max_clips, attempts and candidates must be at least 1, batch at least 0"
+            )
+        if self.free_labels and self.labels:
+            raise NarratorError("labels and free_labels=true exclude each other: leave one of them out")
+
+
+def as_published(settings: DecodingSettings) -> DecodingSettings:
+    """The settings without what the published inference does not have: length and labels are only asked for,
+    nothing is written again, and clips over the limit are left out.
+    """
+    return replace(settings, length="prompt", labels=[], free_labels=True, attempts=1, windows=False)

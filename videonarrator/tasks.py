@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from videonarrator.generation import ClipResult, ClipTask
+from videonarrator.generation.jobs import ClipResult, ClipTask
 from videonarrator.length import REFERENCE_MARGIN, count_units, range_for_duration, range_for_reference
 from videonarrator.prompt import single_stops
 from videonarrator.schema import Clip, NarratorError, Script, ScriptLine, Video
+from videonarrator.speech import SpeakingRate, default_rate, fit_of, spoken_seconds
 from videonarrator.storyline import check_label
 from videonarrator.timeline import clip_positions, clip_positions_by_rank
 from videonarrator.visual_memory import video_clip_tokens
@@ -64,7 +65,7 @@ def shown_tasks(
         raise NarratorError(
             f"video {video.id}, clip {kept[labels.index('')] + 1} has no label in the annotations to offer"
         )
-    return _tasks(kept, ranges, visual, positions, labels)
+    return _tasks(video.clips, kept, ranges, visual, positions, labels)
 
 
 def new_tasks(
@@ -74,14 +75,14 @@ def new_tasks(
     *,
     keys: Sequence[Tensor] | None = None,
     storyline: Sequence[str] | None = None,
-    rate: float | None = None,
+    rate: SpeakingRate | None = None,
     language: str = "zh",
 ) -> list[ClipTask]:
     """Tasks for a new video: every clip, length ranges from its duration.
 
     threshold, keys: see `visual_memory.video_clip_tokens`.
     storyline: the script labels, one a clip; without it a clip's own label is taken, or one is generated.
-    rate: characters (words) a second.
+    rate: by which the narrations are spoken (None: the language's default).
     """
     if storyline is not None and len(storyline) != len(clips):
         raise NarratorError(
@@ -93,39 +94,50 @@ def new_tasks(
         )
     given = storyline or [clip.label for clip in clips]
     labels = [check_label(label) if label else None for label in given]
-    ranges = [range_for_duration(clip.duration, rate, language) for clip in clips]
+    units = (rate or default_rate(language)).units_per_second
+    ranges = [range_for_duration(clip.duration, units, language) for clip in clips]
     kept = range(len(clips))
     positions = clip_positions([clip.duration for clip in clips], kept)
-    return _tasks(kept, ranges, video_clip_tokens(frames, threshold, keys), positions, labels)
+    return _tasks(clips, kept, ranges, video_clip_tokens(frames, threshold, keys), positions, labels)
 
 
 def _tasks(
+    clips: Sequence[Clip],
     kept: Sequence[int],
     ranges: Sequence[tuple[int, int]],
     visual: Sequence[Tensor | None],
     positions: Sequence[int],
     labels: Sequence[str | None],
 ) -> list[ClipTask]:
-    """visual: of all clips; the others: of the kept ones."""
+    """clips, visual: of all clips; the others: of the kept ones."""
     tasks = []
     for index, (low, high), position, label in zip(kept, ranges, positions, labels, strict=True):
         tokens = visual[index]
         assert tokens is not None
-        tasks.append(ClipTask(index, low, high, tokens, position, label))
+        tasks.append(ClipTask(index, low, high, tokens, position, label, clips[index].duration))
     return tasks
 
 
 def script_of(
-    video: Video, tasks: Sequence[ClipTask], results: Sequence[ClipResult], language: str = "zh"
+    video: Video,
+    tasks: Sequence[ClipTask],
+    results: Sequence[ClipResult],
+    language: str = "zh",
+    rate: SpeakingRate | None = None,
 ) -> Script:
-    """What was written, beside what was asked for; clips without a line are named with the reason."""
+    """What was written, beside what was asked for; clips without a line are named with the reason.
+
+    rate: by which the narrations are spoken (None: the language's default).
+    """
+    rate = rate or default_rate(language)
     asked = {task.index: task for task in tasks}
     lines = []
     for result in results:
         clip, task = video.clips[result.index], asked[result.index]
         written = count_units(result.text, language)
         line = (result.index, clip.start, clip.end, result.label, result.text, task.low, task.high, written)
-        lines.append(ScriptLine(*line))
+        seconds = round(spoken_seconds(result.text, rate), 2)
+        lines.append(ScriptLine(*line, result.flaws, seconds, fit_of(seconds, clip.duration)))
     done = {line.clip for line in lines}
     skipped = {
         index: "no frames, or no reference narration"

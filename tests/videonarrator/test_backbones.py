@@ -21,7 +21,9 @@ from transformers import (
 
 from videonarrator.checkpoint import load_checkpoint, read_info
 from videonarrator.clip_inputs import TokenRules, encode, encode_text, training_inputs
-from videonarrator.generation import ClipTask, narrate_video, stop_ids
+from videonarrator.generation.engine import narrate_video
+from videonarrator.generation.jobs import ClipTask
+from videonarrator.generation.prompts import stop_ids
 from videonarrator.modeling.backbones import begins_with_bos, extend_tokenizer, load_tokenizer
 from videonarrator.modeling.lora import linear_layers
 from videonarrator.prompt import ADDED_TOKENS, parse_inputs

@@ -10,9 +10,9 @@ from cli_world import succeed
 from published_world import before_training, samples_of
 from safetensors.torch import load_file
 
-import videonarrator.generation as generation
 from videonarrator.checkpoint import load_checkpoint, read_info
 from videonarrator.dataset import collate
+from videonarrator.generation.engine import Engine
 from videonarrator.modeling.lora import projector_tensors
 from videonarrator.published.baichuan import adds_bos
 
@@ -149,17 +149,12 @@ def test_gradients_of_the_first_batch(untrained, published):
 # -------------------- inference
 
 
-class Recorder:
-    """`write_line`, keeping what it was given and what it wrote."""
-
-    def __init__(self, monkeypatch):
-        self.calls, self.real = [], generation.write_line
-        monkeypatch.setattr(generation, "write_line", self)
-
-    def __call__(self, narrator, ids, visual, positions, stops, **settings):
-        written = self.real(narrator, ids, visual, positions, stops, **settings)
-        self.calls.append((list(ids), list(written), set(positions), settings["penalty"]))
-        return written
+@pytest.fixture
+def asked(monkeypatch):
+    """Every line that the engine writes, in order."""
+    lines, begin = [], Engine._begin
+    monkeypatch.setattr(Engine, "_begin", lambda engine, row: (lines.append(row.line), begin(engine, row)))
+    return lines
 
 
 def digest(ids):
@@ -168,10 +163,9 @@ def digest(ids):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("offered", [False, True])
-def test_output_files_and_every_token(split, offered, published, tmp_path, monkeypatch):
+def test_output_files_and_every_token(split, offered, published, tmp_path, asked):
     """infer gives the published output.json and output_label.json; each prompt and token is the published."""
     name = "output_label" if offered else "output"
-    recorder = Recorder(monkeypatch)
     words = [
         "infer", "--annotations", published.upstream / "all_video_data.json",
         "--ids", published.ids_of(split), "--features", published.features,
@@ -182,16 +176,16 @@ def test_output_files_and_every_token(split, offered, published, tmp_path, monke
     made = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
     assert made == expected and list(made) == list(expected)
     tokens = published.json(f"infer/{split}_{name}_tokens.json")
-    calls = {digest(ids): (written, places, penalty) for ids, written, places, penalty in recorder.calls}
+    lines = {digest(line.prompt.ids): line for line in asked}
     phases = 0
     for fact in tokens:
         for phase in ("label", "narration"):
             if phase not in fact:
                 continue
             wanted = fact[phase]
-            written, places, penalty = calls[wanted["prompt_sha256_int32le"]]
-            assert written == [token for token in wanted["new_ids"] if token != wanted["eos"]], fact["clip"]
-            assert places == set(wanted["pos"]) and penalty == wanted["rep"]
+            line = lines[wanted["prompt_sha256_int32le"]]
+            assert line.written == [token for token in wanted["new_ids"] if token != wanted["eos"]]
+            assert set(line.prompt.positions) == set(wanted["pos"]) and line.penalty == wanted["rep"]
             phases += 1
     assert phases > 0 and any("0.1" in entry for entry in expected.values())
 

@@ -199,9 +199,7 @@ def test_a_run_killed_twenty_times_ends_the_same(start, tmp_path):
     while True:
         pid, ended = start(run)
         if kills < 20:
-            time.sleep(draw.uniform(0.05, 0.7) * seconds)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill_after(draw.uniform(0.05, 0.7) * seconds, pid)
         code = ended()
         assert code in (0, -signal.SIGKILL), (tmp_path / "stderr").read_text()
         kills += code != 0
@@ -210,9 +208,20 @@ def test_a_run_killed_twenty_times_ends_the_same(start, tmp_path):
             if kills == 20:
                 break
             run = tmp_path / f"run{kills}"  # it came to its end: from here the next one is killed
+            seconds *= 0.8  # the whole run was slow, beside others
         elif state := last_state(run / "states"):
             steps.add(int(state.name[5:]))
     assert len(steps) > 5  # the kills fell into different steps
+
+
+def kill_after(seconds, pid):
+    """Kill a process at that moment, unless it has come to its end before."""
+    moment = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < moment:
+            os.kill(pid, 0)  # is it there?
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
 
 
 def assert_same(run, whole):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from videonarrator.generation import ClipResult
+from videonarrator.generation.jobs import ClipResult
 from videonarrator.schema import Clip, NarratorError, Product, Video
+from videonarrator.speech import default_rate, read_rate, spoken_seconds
 from videonarrator.tasks import annotated_tasks, new_tasks, script_of
 from videonarrator.visual_memory import clip_tokens
 
@@ -63,13 +64,13 @@ def test_the_memory_is_merged_by_the_keys_and_nothing_compressed():
 def test_tasks_of_a_new_video():
     clips = [Clip(0.0, 2.0), Clip(2.0, 2.4), Clip(2.4, 6.0)]
     frames = FRAMES[:3]
-    tasks = new_tasks(clips, frames, 0.9, rate=5.0)
+    tasks = new_tasks(clips, frames, 0.9, rate=read_rate("5", "zh"))
     assert [(task.low, task.high) for task in tasks] == [(4, 10), (1, 2), (12, 18)]
     assert [task.position for task in tasks] == [0, 36, 99]
     assert [task.label for task in tasks] == [None] * 3
     assert tasks[2].visual.equal(clip_tokens(frames[:2], frames[2], 0.9))
     assert new_tasks(clips, frames, 0.9)[0].high == 12  # 6 characters a second
-    english = new_tasks(clips, frames, 0.9, rate=2.5, language="en")
+    english = new_tasks(clips, frames, 0.9, rate=read_rate("2.5", "en"), language="en")
     assert [(task.low, task.high) for task in english] == [(1, 5), (1, 1), (1, 9)]
     labels = ["产品推荐", "", "产品试用+产品功效"]
     given = new_tasks(clips, frames, 0.9, storyline=labels)
@@ -96,5 +97,11 @@ def test_script_says_what_was_asked_and_what_was_left_out():
         (2, 8, 14, 3, False),
     ]
     assert (script.lines[1].start, script.lines[1].end) == (3.0, 7.0)
+    slow = script_of(VIDEO, tasks, results, rate=read_rate("1.2", "zh"))
+    assert [line.fit for line in script.lines] == ["comfortable", "comfortable"]
+    assert [line.fit for line in slow.lines] == ["over", "fast"]
+    for line, slower in zip(script.lines, slow.lines, strict=True):
+        assert line.seconds == pytest.approx(spoken_seconds(line.text, default_rate("zh")), abs=0.005)
+        assert slower.seconds == pytest.approx(5 * line.seconds, abs=0.05)
     missing = "no frames, or no reference narration"
     assert script.skipped == {1: missing, 3: missing, 4: "over the limit of clips a video"}

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_narration import narrate_plainly
 from safetensors.torch import load_file
+from scripted import play
 from tiny_narrator import (
     FEATURES,
     WIDTH,
@@ -16,12 +18,12 @@ from tiny_narrator import (
     train_config,
 )
 
-import videonarrator.generation as generation
 from videonarrator.checkpoint import load_checkpoint, read_info
 from videonarrator.clip_inputs import IGNORED
 from videonarrator.config import load_config
 from videonarrator.dataset import ClipSamples, collate
-from videonarrator.generation import ClipTask, narrate_video
+from videonarrator.generation.engine import narrate_video
+from videonarrator.generation.jobs import ClipTask
 from videonarrator.prompt import inputs_text, parse_inputs
 from videonarrator.schema import NarratorError
 from videonarrator.settings import DecodingSettings, TrainConfig
@@ -89,24 +91,23 @@ def test_whole_videos_train_save_and_narrate_with_all_slots_shown(
     checkpoint = load_checkpoint(tmp_path / "run/checkpoint")
     assert checkpoint.info.whole_video_tokens == TOKENS
     dataset = ClipSamples(samples, clip_tokens, checkpoint.tokenizer, zh, WIDTH, whole_video_tokens=TOKENS)
-    texts = iter([text for clip in video.clips for text in (clip.label, clip.text)])
-    asked = []
-
-    def write(narrator, ids, visual, positions, stops, **settings):
-        asked.append((list(ids), visual, set(positions)))
-        return checkpoint.tokenizer.encode(next(texts), add_special_tokens=False)
-
-    monkeypatch.setattr(generation, "write_line", write)
+    texts = [text for clip in video.clips for text in (clip.label, clip.text)]
     story = parse_inputs(samples[0]["inputs"], zh)
     tasks = [ClipTask(i, c.low, c.high, clip_tokens(video.id, i), 0) for i, c in enumerate(story.clips)]
-    narrate_video(checkpoint, video.product, tasks, len(video.clips), DecodingSettings())
+    _, asked = play(checkpoint, video.product, tasks, len(video.clips), texts)
     ids, labels = dataset[0]["ids"], dataset[0]["labels"]
     starts = [p for p, label in enumerate(labels) if label != IGNORED and labels[p - 1] == IGNORED]
     assert len(starts) == len(video.clips) == len(asked) // 2
     for index, start in enumerate(starts):
-        prompt, visual, places = asked[2 * index]
-        assert prompt == ids[:start] and places == {-1}
-        assert visual.equal(dataset[0]["visual"][: TOKENS * (index + 1)])
+        prompt = asked[2 * index].prompt
+        assert prompt.ids == ids[:start] and set(prompt.positions) == {-1}
+        assert prompt.visual.equal(dataset[0]["visual"][: TOKENS * (index + 1)])
+    exact = replace(checkpoint, narrator=checkpoint.narrator.double())
+    tasks = [replace(task, visual=task.visual.double()) for task in tasks]
+    settings = DecodingSettings(attempts=1)
+    made = narrate_video(exact, video.product, tasks, len(video.clips), settings)
+    plain = narrate_plainly(exact, video.product, tasks, len(video.clips), settings)
+    assert [(one.label, one.raw) for one in made] == [(one.label, one.raw) for one in plain]
 
 
 def test_per_clip_lists_and_whole_lists_are_not_mixed_up(backbone, sample_videos, zh, tmp_path):

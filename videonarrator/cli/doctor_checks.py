@@ -26,7 +26,7 @@ from videonarrator.checkpoint import (
     recorded_backbone,
 )
 from videonarrator.config import load_template
-from videonarrator.generation import stop_ids
+from videonarrator.generation.prompts import stop_ids
 from videonarrator.modeling.backbones import empty_backbone, load_tokenizer
 from videonarrator.schema import NarratorError
 from videonarrator.settings import TrainConfig

@@ -11,10 +11,12 @@ from videonarrator.schema import NarratorError, Script, ScriptLine
 
 
 def script_table(script: Script) -> str:
-    """The script as a Markdown table: clip, times, label, narration, characters asked for and written."""
+    """The script as a Markdown table: clip, times, label, narration, characters asked for and written, and
+    the seconds that it takes to say.
+    """
     rows = [
-        "| clip | time | script label | narration | asked | written |",
-        "| ---: | :--- | :--- | :--- | :--- | ---: |",
+        "| clip | time | script label | narration | asked | written | spoken |",
+        "| ---: | :--- | :--- | :--- | :--- | ---: | :--- |",
     ]
     rows += [_row(line) for line in script.lines]
     return "\n".join(rows)
@@ -27,6 +29,13 @@ def write_script(script: Script, folder: Path) -> tuple[Path, Path]:
         described_line["in_range"] = line.in_range
     inside = sum(line.in_range for line in script.lines)
     notes = [f"{inside} of {len(script.lines)} narrations are inside their length range."]
+    late = [line.clip + 1 for line in script.lines if line.fit in ("fast", "over")]
+    notes += [f"Clip {clip} takes longer to say than to show: shorten it." for clip in late]
+    notes += [
+        f"Look at clip {line.clip + 1}, its narration is flawed: {', '.join(line.flaws)}."
+        for line in script.lines
+        if line.flaws
+    ]
     notes += [f"Clip {index + 1} has no narration: {reason}." for index, reason in script.skipped.items()]
     text = "\n\n".join(
         [f"# {script.product.name}", f"Video: {script.video_id}", script_table(script), *notes]
@@ -49,7 +58,17 @@ def _row(line: ScriptLine) -> str:
     written = f"{line.written}" if line.in_range else f"**{line.written}**"
     time = f"{_clock(line.start)} - {_clock(line.end)}"
     label, narration = _cell(line.label), _cell(line.text)
-    return f"| {line.clip + 1} | {time} | {label} | {narration} | {line.low}-{line.high} | {written} |"
+    asked = f"{line.low}-{line.high}"
+    cells = (f"{line.clip + 1}", time, label, narration, asked, written, _spoken(line))
+    return f"| {' | '.join(cells)} |"
+
+
+def _spoken(line: ScriptLine) -> str:
+    """Seconds and fit, in bold where the clip is too short for them."""
+    if line.seconds is None:
+        return ""
+    spoken = f"{line.seconds:.1f} s, {line.fit}"
+    return f"**{spoken}**" if line.fit in ("fast", "over") else spoken
 
 
 def _cell(text: str) -> str:

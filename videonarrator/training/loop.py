@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from videonarrator.modeling.device_memory import is_out_of_memory
 from videonarrator.schema import NarratorError
 from videonarrator.training.batches import MicroBatch, StepBatches
 from videonarrator.training.parallel import Processes
@@ -208,7 +209,7 @@ def naming_memory(micro_batch: MicroBatch) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _of_memory(error):
+        if not is_out_of_memory(error):
             raise
         shape = list(micro_batch.tensors["input_ids"].shape)
         others = f" and {len(micro_batch.names) - 1} more" if len(micro_batch.names) > 1 else ""
@@ -217,14 +218,6 @@ def naming_memory(micro_batch: MicroBatch) -> Iterator[None]:
             "optimization.tokens_per_sequence (packed) or optimization.batch_size (not packed), set "
             "optimization.gradient_checkpointing=true, or take precision bf16; what was saved is kept"
         ) from error
-
-
-def _of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(
-        words in told for words in ("allocate memory", "bad_alloc", "out of memory", "alloc_failed")
-    )
 
 
 def pass_over_signals(worker: int) -> None:
