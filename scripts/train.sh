@@ -31,26 +31,4 @@ else
         --main_process_port "${MAIN_PROCESS_PORT:-29500}")
 fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# accelerate's own command ends with a traceback and exit code 1, whatever the processes said
-exec "$PY" -c '
-import contextlib, logging, signal, sys
-
-logging.disable(logging.ERROR)  # the processes tell what is wrong
-try:
-    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed would greet
-        from accelerate.commands.launch import launch_command, launch_command_parser
-        from torch.distributed.elastic.multiprocessing.api import SignalException
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-        launch_command(launch_command_parser().parse_args(sys.argv[1:]))
-except (KeyboardInterrupt, SignalException):
-    sys.exit(130)
-except ChildFailedError as error:
-    rank, failure = error.get_first_failure()
-    if failure.exitcode < 0:
-        print(f"error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
-    sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
-except (ConnectionError, ImportError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-' "${options[@]}" "$narrator" train --config "$@"
+exec "$PY" "$root/scripts/launch.py" "${options[@]}" "$narrator" train --config "$@"

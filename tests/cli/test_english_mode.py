@@ -21,6 +21,8 @@ from data_process.frames import read_frames
 from videonarrator.checkpoint import load_checkpoint
 from videonarrator.clip_inputs import encode, encode_text, training_inputs
 from videonarrator.config import load_template
+from videonarrator.generation.jobs import VideoTask
+from videonarrator.generation.story import Writing
 from videonarrator.schema import output_key
 from videonarrator.settings import DecodingSettings
 from videonarrator.tasks import annotated_tasks
@@ -109,13 +111,15 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the narrator would be shown: the tasks, in place of narrations."""
-    import videonarrator.generation
+    """What the narrator is shown: the tasks of every video it is given."""
+    from videonarrator.generation.story import Writing
 
-    tasks = []
-    monkeypatch.setattr(
-        videonarrator.generation, "narrate_video", lambda *words, **more: tasks.extend(words[2]) or []
-    )
+    def lines(writing, video):
+        tasks.extend(video.clips)
+        return real(writing, video)
+
+    tasks, real = [], Writing.lines
+    monkeypatch.setattr(Writing, "lines", lines)
     return tasks
 
 
@@ -180,24 +184,20 @@ def test_both_verbs_show_what_prepare_made(made, tmp_path, seen, verb):
     assert tokens.shape == seen[-1].visual.shape and not torch.allclose(tokens, seen[-1].visual)
 
 
-def test_prompts_are_the_samples_up_to_the_first_word(made, monkeypatch):
+def test_prompts_are_the_samples_up_to_the_first_word(made):
     """Token for token, where each clip's narration is the annotated one; its first word has its blank."""
-    import videonarrator.generation as generation
-
     checkpoint = load_checkpoint(made.run / "checkpoint")
     video = read_annotations(made.annotations)[HELD_OUT]
-    store, asked = FeatureStore.open(made.features), []
+    store = FeatureStore.open(made.features)
     frames = [store.frames_of(HELD_OUT, clip.start, clip.end) for clip in video.clips]
     tasks = annotated_tasks(video, frames, None, language="en")
     shots = read(made.prepared / "test_shots.json")
 
-    def write_line(narrator, ids, *rest, **settings):
-        asked.append(ids)
-        return encode_text(" " + video.clips[len(asked) - 1].text, checkpoint.tokenizer)
-
-    monkeypatch.setattr(generation, "write_line", write_line)
-    results = generation.narrate_video(checkpoint, video.product, tasks, len(video.clips), DecodingSettings())
-    assert [result.text for result in results] == [clip.text for clip in video.clips]
+    settings = DecodingSettings(length="prompt", attempts=1)
+    lines, asked = Writing(checkpoint, settings).lines(VideoTask("", video.product, tasks, len(tasks))), []
+    for clip, line in zip(video.clips, lines, strict=True):
+        asked.append(line.prompt.ids)
+        line.written = encode_text(f" {clip.text}", checkpoint.tokenizer)
     rules = checkpoint.info.token_rules
     for ids, task, shot, clip in zip(asked, tasks, shots, video.clips, strict=True):
         sample = training_inputs(shot, task.visual, checkpoint.template, later=False)

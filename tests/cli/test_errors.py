@@ -239,7 +239,7 @@ def test_videos_and_clips_that_are_left_out(world, tmp_path, out):
             del clip["new_text"]
 
     path = annotated(world, tmp_path / "annotations.json", silence)
-    done = succeed(*world.infer(out, "max_clips=3", annotations=path))
+    done = succeed(*world.infer(out, "max_clips=3", "windows=false", annotations=path))
     assert done.result["clips"] == 3 and done.result["skipped"] == {
         "sample53": dict.fromkeys("012", "no frames, or no reference narration"),
         "sample57": {"3": "over the limit of clips a video"},

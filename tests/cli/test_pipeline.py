@@ -16,6 +16,7 @@ from data_process.shots import read_cuts
 from data_process.video_file import decode_pictures, probe
 from metrics.__main__ import main as score
 from videonarrator.schema import output_key
+from videonarrator.speech import fit_of
 from videonarrator.storyline import SCRIPT_LABELS
 from videonarrator.version import VERSION
 
@@ -98,16 +99,18 @@ def test_infer(made):
     output = read(world.inferred / "output.json")
     assert list(output) == list(clips)
     for key, entry in output.items():
-        assert list(entry) == ["gt", "label", "out_label", "0.1"]
+        assert [name for name in entry if name != "flaws"] == ["gt", "label", "out_label", "0.1"]
         assert (entry["gt"], entry["label"]) == (clips[key]["new_text"], clips[key]["label"])
         assert isinstance(entry["out_label"], str) and isinstance(entry["0.1"], str)
     result = made.runs["infer"].result
+    assert 0 <= result.pop("rewritten") <= len(clips)
+    assert sum(result.pop("fit").values()) == len(clips)
     assert result == {
         "output": str(world.inferred / "output.json"), "videos": 2, "clips": len(clips), "skipped": {},
-        "failed": {},
+        "flagged": {key: entry["flaws"] for key, entry in output.items() if "flaws" in entry}, "failed": {},
     }  # fmt: skip
     log = (world.inferred / "generations.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(line)["video"] for line in log] == list(HELD_OUT)
+    assert sorted(json.loads(line)["video"] for line in log) == list(HELD_OUT)
 
 
 def test_infer_with_offered_labels(made, tmp_path):
@@ -130,7 +133,9 @@ def test_scores_of_the_output(world, tmp_path, capsys):
 
 def test_narrate(made):
     world, done = made.world, made.runs["narrate"]
-    assert files(world.narrated) == {"script.json", "script.md", "decoding.yaml", "env.json"}
+    assert files(world.narrated) == {
+        "script.json", "script.md", "decoding.yaml", "speaking_rate.yaml", "env.json",
+    }  # fmt: skip
     script = read(world.narrated / "script.json")
     assert script["video_id"] == "sample53" and script["skipped"] == {}
     assert script["product"]["info"] == "材质：不锈钢、双层真空\n功效：全天保温"
@@ -140,9 +145,10 @@ def test_narrate(made):
         assert line["high"] == int(6 * seconds) and line["low"] == line["high"] - 6
         assert line["written"] == len(line["text"])
         assert line["in_range"] == (line["low"] <= line["written"] <= line["high"])
+        assert line["seconds"] > 0 and line["fit"] == fit_of(line["seconds"], seconds)
     *table, path = done.out.splitlines()
     assert path == str(world.narrated / "script.md")
-    assert len(table) == 2 + 3 and all(row.count("|") - row.count("\\|") == 7 for row in table)
+    assert len(table) == 2 + 3 and all(row.count("|") - row.count("\\|") == 8 for row in table)
     assert "\n".join(table) in (world.narrated / "script.md").read_text("utf-8")
 
 

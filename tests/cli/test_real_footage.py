@@ -27,7 +27,8 @@ def check_script(folder: Path, seconds: float, rate: float = DEFAULT_RATE["zh"])
         fits = rate * (line["end"] - line["start"]) + 1e-6
         assert 1 <= line["low"] <= line["high"] <= max(1, fits)
         assert line["high"] > fits - 1
-    assert files(folder) == {"script.json", "script.md", "decoding.yaml", "env.json"}
+    made = {"script.json", "script.md", "decoding.yaml", "speaking_rate.yaml", "env.json"}
+    assert files(folder) == made
     return lines
 
 

@@ -13,7 +13,7 @@ from feature_files import Payload, array, same, save_clips, save_frames
 
 from data_process.feature_store import ClipStore, FeatureStore
 from data_process.published_features import PUBLISHED, convert_features, find_published, read_npy, read_pickle
-from videonarrator.cli.model import check_features
+from videonarrator.cli.visual_source import check_features
 from videonarrator.schema import NarratorError
 
 # pickle.dumps(numpy.array([[1.5, -2.0], [0.25, 3.0]], dtype="float32"), protocol=...) by numpy 1.26.4

@@ -24,6 +24,9 @@ app.add_typer(convert, name="convert")
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, over those of the file")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
+Rate = Annotated[
+    str | None, typer.Option(help="characters (words) a second, default 6 (2.5), or calibrate's file")
+]
 Backbone = Annotated[str | None, typer.Option(help="where the frozen language model lies, if it was moved")]
 
 
@@ -119,9 +122,9 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a narrator: LoRA (or all weights), embeddings, projector and position table."""
-    from videonarrator.cli import model
+    from videonarrator.cli import training
 
-    model.train(config, overrides or [])
+    training.train(config, overrides or [])
 
 
 @app.command()
@@ -134,20 +137,21 @@ def infer(
     offered_label: Annotated[
         bool, typer.Option(help="give the annotated labels instead of generating")
     ] = False,
+    rate: Rate = None,
     config: Annotated[str | None, typer.Option(help="YAML file with decoding settings")] = None,
     backbone: Backbone = None,
     device: Device = "cpu",
     precision: Precision = "float32",
     compat: Annotated[
-        str, typer.Option(help="upstream: output.json as the published code writes it, mistakes included")
+        str, typer.Option(help="upstream: write, and write output.json, as the published code does")
     ] = "none",
     overrides: Overrides = None,
 ) -> None:
     """Narrate annotated videos, so that the result can be scored: writes output.json."""
-    from videonarrator.cli import model
+    from videonarrator.cli import inference
 
-    model.infer(
-        annotations, ids, features, checkpoint, out, offered_label, config, backbone, device, precision,
+    inference.infer(
+        annotations, ids, features, checkpoint, out, offered_label, rate, config, backbone, device, precision,
         compat, overrides or [],
     )  # fmt: skip
 
@@ -162,7 +166,7 @@ def narrate(
         Path | None, typer.Option(help="your own cut list (JSON or CSV) instead of detection")
     ] = None,
     storyline: Annotated[Path | None, typer.Option(help="your own script labels, one a line")] = None,
-    rate: Annotated[float | None, typer.Option(help="characters (words) a second; default 6 (2.5)")] = None,
+    rate: Rate = None,
     encoder: Annotated[str | None, typer.Option(help="the BLIP-2 of the checkpoint, if it was moved")] = None,
     clip_model: Annotated[
         str | None, typer.Option(help="the CLIP of the checkpoint's memory, if it was moved")
@@ -180,6 +184,33 @@ def narrate(
         video, product, checkpoint, out, cuts, storyline, rate, encoder, clip_model, config, backbone, device,
         precision, overrides or [],
     )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="YAML file for the speaking rate: what --rate takes")],
+    language: Annotated[str, typer.Option(help="zh or en")] = "zh",
+    pairs: Annotated[
+        Path | None, typer.Option(help="folder of clip.wav + clip.txt, or a list of audio<tab>text lines")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="annotation file or sample list: clip durations and narrations")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="command of a speech engine: {wav}, and {text} or {spoken} (in words)")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="what the engine is to say: annotation file, or lines of text")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="so many pairs at most (default: all; of an engine 300)")
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="name of the voice, for the file")] = None,
+) -> None:
+    """Measure how fast a voice speaks: from recordings, an annotation file, or a speech engine."""
+    from videonarrator.cli import calibration
+
+    calibration.calibrate(out, language, pairs, annotations, engine, texts, limit, voice)
 
 
 @app.command()

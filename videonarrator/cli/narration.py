@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,12 @@ from data_process.shots import detect_clips, read_cuts
 from data_process.video_file import probe
 from videonarrator.cli import check_writable, say
 from videonarrator.cli.devices import device_and_dtype
-from videonarrator.cli.model import check_features
-from videonarrator.config import load_config, save_config
+from videonarrator.cli.visual_source import check_features
+from videonarrator.config import load_config, load_template, save_config
 from videonarrator.export.script import script_table, write_script
 from videonarrator.schema import Clip, NarratorError, Video
 from videonarrator.settings import DecodingSettings
+from videonarrator.speech import read_rate, save_rate
 from videonarrator.storyline import read_storyline
 
 
@@ -31,7 +31,7 @@ def narrate(
     out: Path,
     cuts: Path | None,
     storyline: Path | None,
-    rate: float | None,
+    rate: str | None,
     encoder: str | None,
     clip_model: str | None,
     config: str,
@@ -42,8 +42,6 @@ def narrate(
 ) -> None:
     settings = load_config(DecodingSettings, config, overrides)
     place, dtype = device_and_dtype(device, precision)
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise NarratorError(f"--rate is {rate:g}: expected characters (or words) a second, greater than 0")
     facts = read_product(product)
     info = probe(video)
     clips = read_cuts(cuts, info.duration_s) if cuts else None
@@ -52,14 +50,16 @@ def narrate(
         raise NarratorError(
             f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip"
         )
-    check_writable(out)
     from data_process.extract import video_features
     from videonarrator.checkpoint import load_checkpoint, read_info
     from videonarrator.environment import write_environment
-    from videonarrator.generation import narrate_video
+    from videonarrator.generation.engine import narrate_video
     from videonarrator.tasks import new_tasks, script_of
 
     described = read_info(checkpoint).features
+    language = load_template(checkpoint / "prompt.yaml").language
+    speaking = read_rate(rate, language)
+    check_writable(out)
     encoder_source = encoder or _encoder_of(described, checkpoint)
     if clips is None:
         logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
@@ -82,13 +82,13 @@ def narrate(
     say(f"looked at {len(numbers)} frames")
     frames = [_clip_frames(numbers, features, own) for own in clips]
     keys = None if clip_features is None else [_clip_frames(numbers, clip_features, own) for own in clips]
-    language = loaded.template.language
     threshold = described.get("threshold", 0.9)
-    tasks = new_tasks(clips, frames, threshold, keys=keys, storyline=labels, rate=rate, language=language)
-    results = narrate_video(loaded, facts, tasks, len(clips), settings)
-    script = script_of(Video(video.stem, facts, tuple(clips)), tasks, results, language)
+    tasks = new_tasks(clips, frames, threshold, keys=keys, storyline=labels, rate=speaking, language=language)
+    results = narrate_video(loaded, facts, tasks, len(clips), settings, rate=speaking)
+    script = script_of(Video(video.stem, facts, tuple(clips)), tasks, results, language, speaking)
     write_environment(out)
     save_config(settings, out / "decoding.yaml")
+    save_rate(speaking, out / "speaking_rate.yaml")
     _, readable = write_script(script, out)
     print(script_table(script))
     print(readable)
