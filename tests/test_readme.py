@@ -118,7 +118,7 @@ def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstre
     for command in commands():
         if command in ("bash scripts/quickstart.sh", "bash scripts/test.sh"):
             continue  # the quickstart ran above; the other is what runs this test
-        smaller = command.replace("bash scripts/train.sh", f"bash {ROOT}/scripts/train.sh")
+        smaller = command.replace("bash scripts/", f"bash {ROOT}/scripts/")
         smaller = smaller.replace("Salesforce/blip2-opt-2.7b", "data/sample/models/blip2")
         smaller = smaller.replace(" --device cuda", "")
         for name, tiny in (
@@ -136,7 +136,7 @@ def test_every_other_command_runs(quickstart, tmp_path, shared, upstream, upstre
         done = run(smaller, tmp_path, {"PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix})
         assert done.returncode == 0, f"{shlex.quote(smaller)}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
         ran.append(command)
-    assert len(ran) == 22
+    assert len(ran) == 24
     scores = json.loads((tmp_path / "runs/mine/eval/results.json").read_text("utf-8"))["metrics"]
     assert all(score["ci95"] for score in scores.values() if score["value"] is not None)
     assert scores["emscore"]["n_scored"] and scores["info_sim"]["n_scored"]
