@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from videonarrator.schema import NarratorError
 
@@ -32,24 +33,24 @@ def label_parts(label: str) -> frozenset[str]:
     return frozenset(LABEL_VARIANTS.get(part, part) for part in parts if part)
 
 
-def unknown_parts(label: str) -> list[str]:
-    """Those parts of `label` that are none of the twelve; an empty label is itself unknown."""
+def unknown_parts(label: str, known: Sequence[str] = SCRIPT_LABELS) -> list[str]:
+    """Those parts of `label` that are none of the `known`; an empty label is itself unknown."""
     parts = label_parts(label)
-    return sorted(parts - set(SCRIPT_LABELS)) if parts else [label]
+    return sorted(parts - set(known)) if parts else [label]
 
 
-def check_label(label: str) -> str:
+def check_label(label: str, known: Sequence[str] = SCRIPT_LABELS) -> str:
     """`label` unchanged, or a `NarratorError` naming the unknown part and the nearest right one."""
-    unknown = unknown_parts(label)
+    unknown = unknown_parts(label, known)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], SCRIPT_LABELS, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.3)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        known = "、".join(SCRIPT_LABELS)
-        raise NarratorError(f"unknown script label {unknown[0]!r}{hint}; known: {known}; join several with +")
+        names = "、".join(known)
+        raise NarratorError(f"unknown script label {unknown[0]!r}{hint}; known: {names}; join several with +")
     return label
 
 
-def read_storyline(text: str) -> list[str]:
+def read_storyline(text: str, known: Sequence[str] = SCRIPT_LABELS) -> list[str]:
     """A storyline file: a script label (or several joined by "+") a line; blanks and # remarks are skipped.
 
     Raises `NarratorError` with the line's number where a label is unknown.
@@ -59,7 +60,7 @@ def read_storyline(text: str) -> list[str]:
         line = line.strip()
         if line and not line.startswith("#"):
             try:
-                labels.append(check_label(line))
+                labels.append(check_label(line, known))
             except NarratorError as error:
                 raise NarratorError(f"line {number}: {error}") from None
     return labels

@@ -11,7 +11,7 @@ from videonarrator.length import REFERENCE_MARGIN, count_units, range_for_durati
 from videonarrator.prompt import single_stops
 from videonarrator.schema import Clip, NarratorError, Script, ScriptLine, Video
 from videonarrator.speech import SpeakingRate, default_rate, fit_of, spoken_seconds
-from videonarrator.storyline import check_label
+from videonarrator.storyline import SCRIPT_LABELS, check_label
 from videonarrator.timeline import clip_positions, clip_positions_by_rank
 from videonarrator.visual_memory import video_clip_tokens
 
@@ -75,6 +75,7 @@ def new_tasks(
     *,
     keys: Sequence[Tensor] | None = None,
     storyline: Sequence[str] | None = None,
+    known: Sequence[str] = SCRIPT_LABELS,
     rate: SpeakingRate | None = None,
     language: str = "zh",
 ) -> list[ClipTask]:
@@ -82,6 +83,7 @@ def new_tasks(
 
     threshold, keys: see `visual_memory.video_clip_tokens`.
     storyline: the script labels, one a clip; without it a clip's own label is taken, or one is generated.
+    known: the labels there are.
     rate: by which the narrations are spoken (None: the language's default).
     """
     if storyline is not None and len(storyline) != len(clips):
@@ -93,7 +95,7 @@ def new_tasks(
             f"clip {empty[0]}: no frame of the video belongs to it, so there is nothing to see"
         )
     given = storyline or [clip.label for clip in clips]
-    labels = [check_label(label) if label else None for label in given]
+    labels = [check_label(label, known) if label else None for label in given]
     units = (rate or default_rate(language)).units_per_second
     ranges = [range_for_duration(clip.duration, units, language) for clip in clips]
     kept = range(len(clips))

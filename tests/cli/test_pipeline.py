@@ -158,6 +158,13 @@ def test_a_storyline_of_ones_own_is_kept(world, tmp_path):
     storyline.write_text("\ufeff# mine\n" + "\n".join(labels) + "\n", "utf-8")
     done = succeed(*world.narrate(world.videos / "sample53.mp4", tmp_path / "out", "--storyline", storyline))
     assert [row.split(" | ")[2] for row in done.out.splitlines()[2:-1]] == list(labels)
+    storyline.write_text("开场\n收尾+开场\n收尾\n", "utf-8")
+    words = ("--storyline", storyline, "labels=[开场,收尾]")
+    done = succeed(*world.narrate(world.videos / "sample53.mp4", tmp_path / "own", *words))
+    assert [row.split(" | ")[2] for row in done.out.splitlines()[2:-1]] == ["开场", "收尾+开场", "收尾"]
+    done = succeed(*world.narrate(world.videos / "sample53.mp4", tmp_path / "two", "labels=[开场,收尾]"))
+    written = {row.split(" | ")[2] for row in done.out.splitlines()[2:-1]}
+    assert written <= {"开场", "收尾", "开场+收尾", "收尾+开场"}
 
 
 def test_progress_is_on_stderr(made):

@@ -91,6 +91,10 @@ def test_the_nearest_label_is_suggested():
 
 
 def test_storyline_file():
+    own = ["开场", "收尾"]
+    assert read_storyline("开场\n收尾+开场\n", own) == ["开场", "收尾+开场"]
+    with pytest.raises(NarratorError, match=r"line 1: unknown script label '产品推荐'.*known: 开场、收尾"):
+        read_storyline("产品推荐\n", own)
     assert read_storyline("# 开头\n产品推荐\n\n 产品功效+外观设计 \n") == ["产品推荐", "产品功效+外观设计"]
     with pytest.raises(NarratorError, match="line 2: unknown script label"):
         read_storyline("产品推荐\n产品\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from videonarrator.export.script import script_table, write_script
 from videonarrator.schema import Clip, NarratorError, Video
 from videonarrator.settings import DecodingSettings
 from videonarrator.speech import read_rate, save_rate
-from videonarrator.storyline import read_storyline
+from videonarrator.storyline import SCRIPT_LABELS, read_storyline
 
 
 def narrate(
@@ -45,7 +45,8 @@ def narrate(
     facts = read_product(product)
     info = probe(video)
     clips = read_cuts(cuts, info.duration_s) if cuts else None
-    labels = _labels_of(storyline) if storyline else None
+    known = settings.labels or SCRIPT_LABELS
+    labels = _labels_of(storyline, known) if storyline else None
     if clips and labels and len(clips) != len(labels):
         raise NarratorError(
             f"{storyline} has {len(labels)} labels, {cuts} has {len(clips)} clips: one label a clip"
@@ -83,7 +84,9 @@ def narrate(
     frames = [_clip_frames(numbers, features, own) for own in clips]
     keys = None if clip_features is None else [_clip_frames(numbers, clip_features, own) for own in clips]
     threshold = described.get("threshold", 0.9)
-    tasks = new_tasks(clips, frames, threshold, keys=keys, storyline=labels, rate=speaking, language=language)
+    tasks = new_tasks(
+        clips, frames, threshold, keys=keys, storyline=labels, known=known, rate=speaking, language=language
+    )
     results = narrate_video(loaded, facts, tasks, len(clips), settings, rate=speaking)
     script = script_of(Video(video.stem, facts, tuple(clips)), tasks, results, language, speaking)
     write_environment(out)
@@ -138,10 +141,10 @@ def _encoder_of(described: dict[str, Any], checkpoint: Path) -> str:
     return source
 
 
-def _labels_of(storyline: Path) -> list[str]:
+def _labels_of(storyline: Path, known: Sequence[str]) -> list[str]:
     text = read_text(storyline)
     try:
-        labels = read_storyline(text)
+        labels = read_storyline(text, known)
     except NarratorError as error:
         raise NarratorError(f"{storyline}, {error}") from error
     if not labels:
