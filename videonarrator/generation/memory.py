@@ -137,7 +137,9 @@ class PlainMemory:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Let another row hold the first `length` tokens of a row."""
-        self.caches[target] = self.caches.pop(source)
+        self.caches.pop(target, None)
+        if source in self.caches:  # else nothing of it was read yet
+            self.caches[target] = self.caches.pop(source)
 
     def clear(self, row: int) -> None:
         """Forget what a row holds."""

@@ -14,7 +14,7 @@ from data_process.prepare import video_story
 from videonarrator.checkpoint import load_checkpoint
 from videonarrator.generation.engine import Engine, narrate_videos
 from videonarrator.generation.jobs import ClipTask, VideoTask
-from videonarrator.generation.memory import SlotMemory
+from videonarrator.generation.memory import PlainMemory, SlotMemory
 from videonarrator.settings import DecodingSettings
 
 
@@ -91,6 +91,20 @@ def test_every_order_of_the_videos(restless, sample_videos, zh):
         made = list(narrate_videos(restless, order, settings))
         assert_same(dict(made), expected)
         assert len(made) == 3
+
+
+def test_without_slots(restless, sample_videos, zh, monkeypatch):
+    """A language model that slots do not suit: row by row, the same texts; rows begin at different times."""
+    monkeypatch.setattr(
+        engine_module, "memory_for", lambda narrator, rows, longest: PlainMemory(narrator, rows)
+    )
+    monkeypatch.setitem(engine_module.TOKENS_AT_ONCE, "cpu", 300)
+    jobs = jobs_of(list(sample_videos.values())[:5], zh)
+    settings = replace(MODES[0], batch=3)
+    expected = {
+        job.id: narrate_plainly(restless, job.product, job.clips, job.total, settings) for job in jobs
+    }
+    assert_same(dict(narrate_videos(restless, jobs, settings)), expected)
 
 
 def test_a_video_s_own_seed(restless, sample_videos, zh):

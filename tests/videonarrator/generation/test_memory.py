@@ -132,6 +132,16 @@ def test_moved_rows_and_numbers_that_are_none():
     assert memory.extend(parts).isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [SlotMemory, PlainMemory])
+def test_a_row_that_was_not_read_yet_may_move(kind):
+    narrator = narrator_of(baichuan)
+    memory, nothing = kind(narrator, 2), torch.zeros(0, WIDTH, dtype=torch.float64)
+    memory.extend([Part(0, 0, [1, 2, 3], nothing, [])])
+    memory.move(1, 0, 0)
+    part = Part(0, 0, [4, 5], nothing, [])
+    assert (memory.extend([part])[0] - read(narrator, part)).abs().max() < 1e-10
+
+
 def test_the_captured_step_is_the_same_step():
     """What a GPU captures, run as it is: fixed shapes, idle rows and slots change nothing."""
     narrator = narrator_of(baichuan)
