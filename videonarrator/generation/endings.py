@@ -73,15 +73,17 @@ class Cut:
 def closed(text: str, language: str) -> str:
     """`text` with a closing mark at its end: its own, or a full stop in place of weak marks; "" stays "".
 
-    Commas before its own mark are left out.
+    Commas and blanks before its own mark, or between several, are left out.
     """
     text = text.strip()
     if not ends_closed(text, language):
         text = _body(text, language)
         if text and not ends_closed(text, language):
             text += FULL_STOP[language]
-    marks = f"[{re.escape(CLOSING_MARKS[language])}]+[{re.escape(CLOSERS)}]*$"
-    text = re.sub(rf"[\s{COMMAS[language]}]+(?={marks})", "", text)
+    marks, commas = re.escape(CLOSING_MARKS[language]), rf"\s{COMMAS[language]}"
+    end = re.search(rf"[{commas}{marks}]*[{marks}][{re.escape(CLOSERS)}]*$", text)
+    if end:
+        text = text[: end.start()] + re.sub(f"[{commas}]", "", end[0])
     return re.sub("。{2,}$", "。", text)
 
 

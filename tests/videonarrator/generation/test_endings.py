@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import jieba
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_narrator import ROOT
 
@@ -81,6 +81,7 @@ def test_a_text_is_closed(text, language, expected):
 
 
 @given(st.text("好用，。！…”“、 A3.-!\"'", max_size=12), st.sampled_from(["zh", "en"]))
+@example("，! …", "zh")
 def test_closing_twice_is_closing_once(text, language):
     once = closed(text, language)
     assert closed(once, language) == once
