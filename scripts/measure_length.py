@@ -223,8 +223,8 @@ def write(
 ) -> dict[str, Written]:
     """What is written of each clip; labels: given ones, by the clip's name."""
     videos = [replace(one.video, clips=[replace(one.task, label=labels.get(one.video.id))]) for one in asked]
-    engine = Engine(checkpoint, settings)
-    engine.writing = writing = BehindAnnotation(checkpoint, settings, asked)
+    writing = BehindAnnotation(checkpoint, settings, asked)
+    engine = Engine(writing)
     written = {}
     for name, results in engine.run(videos):
         if isinstance(results, NarratorError):
@@ -250,8 +250,7 @@ def measure(
         wanted, own = free_labels["constrained"], free_labels["prompt"]
         others = [one for one in asked if wanted[one.video.id] != own[one.video.id]]
         by_mode["prompt"] |= write(checkpoint, others, modes["prompt"], wanted)
-    judge = Engine(checkpoint, MODES["prompt"])
-    judge.writing = Judging(checkpoint, asked, list(by_mode.values()), further)
+    judge = Engine(Judging(checkpoint, asked, list(by_mode.values()), further))
     for _, results in judge.run(one.video for one in asked):
         if isinstance(results, NarratorError):
             raise results

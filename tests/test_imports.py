@@ -13,7 +13,7 @@ PACKAGES = ("data_process", "metrics", "videonarrator")
 
 FACTS = tuple(
     f"videonarrator.{name}"
-    for name in ("schema", "storyline", "timeline", "length", "fingerprint", "quiet", "version")
+    for name in ("schema", "storyline", "timeline", "length", "fingerprint", "journal", "quiet", "version")
 )
 PROMPT, MEMORY, CLIP_INPUTS, PACKING, CONFIG, WEIGHT_FILES = (
     f"videonarrator.{name}"

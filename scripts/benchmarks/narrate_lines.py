@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +64,16 @@ def tasks_of(stories: Sequence[SampleVideo], features: VisualSource) -> list[Vid
 # -------------------- lines that are given
 
 
-class Given:
+class Given(Guide):
     """A line of these ids, ended by the first of `stops`."""
 
     def __init__(self, ids: Sequence[int], stops: Sequence[int]) -> None:
         self.ids = [*ids, stops[0]]
-        self.judged: Sequence[Sequence[int]] = (tuple(stops),)
+        self.judged = (tuple(stops),)
 
     def only(self, written: Sequence[int]) -> Sequence[int]:
         """See `Guide`."""
         return [self.ids[len(written)]]
-
-    def never(self, written: Sequence[int]) -> None:
-        """See `Guide`."""
-
-    def back(self, written: Sequence[int], judged: Sequence[float]) -> bool:
-        """See `Guide`."""
-        return False
 
     def done(self, written: Sequence[int]) -> bool:
         """See `Guide`."""
@@ -91,7 +85,7 @@ class Free(UpToStop):
 
     def __init__(self, limit: int, stops: Sequence[int]) -> None:
         super().__init__(limit)
-        self.judged: Sequence[Sequence[int]] = (tuple(stops),)
+        self.judged = (tuple(stops),)
 
 
 Guides = Callable[[str, Sequence[int]], Iterator[Guide]]
@@ -123,8 +117,8 @@ def free(limit: int) -> Guides:
 class Prescribed(Writing):
     """Writing whose lines have these guides. kept: of each video, its lines so far."""
 
-    def __init__(self, checkpoint: Checkpoint, guides: Guides) -> None:
-        super().__init__(checkpoint, SETTINGS)
+    def __init__(self, checkpoint: Checkpoint, guides: Guides, batch: int = 1) -> None:
+        super().__init__(checkpoint, replace(SETTINGS, batch=batch))
         self.guides = guides
         self.kept: dict[str, list[Line]] = {}
         self.coming: Iterator[Guide] = iter(())

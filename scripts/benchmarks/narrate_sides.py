@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from benchmarks.narrate_lines import (
-    SETTINGS,
     Guides,
     Prescribed,
     given,
@@ -147,11 +146,11 @@ class Written:
 def write(side: Side, checkpoint: Checkpoint, videos: Sequence[VideoTask], guides: Guides) -> Written:
     """Write videos. Raises `NarratorError` where one cannot be written."""
     narrator, passes = checkpoint.narrator, Passes()
-    writing = Prescribed(checkpoint, guides)
+    writing = Prescribed(checkpoint, guides, side.batch)
     writer = _upstream if side.kind == "upstream" else _engine
     wait(narrator.device)
     begin, cpu_begin = time.perf_counter(), time.process_time()
-    results, prefilled = writer(writing, videos, passes, side.batch)
+    results, prefilled = writer(writing, videos, passes)
     wait(narrator.device)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     return Written(
@@ -170,13 +169,10 @@ def write(side: Side, checkpoint: Checkpoint, videos: Sequence[VideoTask], guide
 Results = dict[str, list[ClipResult]]
 
 
-def _engine(
-    writing: Prescribed, videos: Sequence[VideoTask], passes: Passes, batch: int
-) -> tuple[Results, int]:
-    engine = Engine(writing.checkpoint, replace(SETTINGS, batch=batch))
+def _engine(writing: Prescribed, videos: Sequence[VideoTask], passes: Passes) -> tuple[Results, int]:
+    engine = Engine(writing)
     if not isinstance(engine.memory, SlotMemory):
         raise NarratorError("the engine does not take this model's attention for one that suits its cache")
-    engine.writing = writing
     counted: Any = Counted(engine.memory, passes)
     engine.memory = counted
     results: Results = {}
@@ -185,7 +181,7 @@ def _engine(
             raise result
         results[video] = result
     if engine.memory is not counted:
-        raise NarratorError(f"memory does not suffice for {batch} videos at a time")
+        raise NarratorError(f"memory does not suffice for {writing.settings.batch} videos at a time")
     return results, engine.prefilled
 
 
@@ -205,9 +201,7 @@ class Counted:
         return logits
 
 
-def _upstream(
-    writing: Prescribed, videos: Sequence[VideoTask], passes: Passes, batch: int
-) -> tuple[Results, int]:
+def _upstream(writing: Prescribed, videos: Sequence[VideoTask], passes: Passes) -> tuple[Results, int]:
     """The published procedure: one video at a time, the whole prompt anew for every line."""
     writing.checkpoint.narrator.base.set_attn_implementation("sdpa")
     results: Results = {}

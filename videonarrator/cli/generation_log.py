@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from videonarrator import journal
 from videonarrator.cli.visual_source import Store
 from videonarrator.schema import Video
 from videonarrator.settings import DecodingSettings
@@ -53,13 +53,7 @@ class GenerationLog:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write down a finished video: `video` is its id. It is on disk when this returns."""
         made_with = {"digest": self.digest, "source": self._source(entry["video"])}
-        line = json.dumps(made_with | dict(entry), ensure_ascii=False) + "\n"
-        with self.file.open("a+b") as stream:
-            if stream.tell() and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\n":
-                line = "\n" + line  # ends a line that a kill cut off
-            stream.write(line.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        journal.append(self.file, made_with | dict(entry))
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Videos in all files that were made with the same settings, model, annotation and features."""
@@ -67,11 +61,7 @@ class GenerationLog:
         known = set(self.store.ids) & self.videos.keys()
         form = re.compile(re.escape(self.name) + r"(\.\d+)?\.jsonl")
         for file in sorted(path for path in self.folder.glob("*.jsonl") if form.fullmatch(path.name)):
-            for line in file.read_bytes().split(b"\n"):
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # a line (or a character) cut off by a kill: its video is narrated again
-                    continue
+            for entry in journal.entries(file):  # a video whose line was cut off is narrated again
                 video_id = entry.get("video")
                 if video_id not in known or entry.get("digest") != self.digest:
                     continue

@@ -65,7 +65,7 @@ def narrate_videos(
     `videos` are taken one by one as there is room. What is written of a video does not depend on the others,
     up to rounding. rate: by which candidates are judged (None: the language's default).
     """
-    yield from Engine(checkpoint, settings, rate).run(videos)
+    yield from Engine(Writing(checkpoint, settings, rate)).run(videos)
 
 
 def narrate_video(
@@ -88,13 +88,11 @@ def narrate_video(
 class Engine:
     """Rows of one memory, and the videos that wait for one."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, settings: DecodingSettings, rate: SpeakingRate | None = None
-    ) -> None:
-        self.narrator = checkpoint.narrator
+    def __init__(self, writing: Writing) -> None:
+        self.writing = writing
+        self.narrator = writing.checkpoint.narrator
         self.kind = "cuda" if self.narrator.device.type == "cuda" else "cpu"
-        self.writing = Writing(checkpoint, settings, rate)
-        self.limit = settings.batch or self._fitting_rows()
+        self.limit = writing.settings.batch or self._fitting_rows()
         self.memory = self._new_memory()
         self.rows: list[Row] = []
         self.aside: deque[Row] = deque()

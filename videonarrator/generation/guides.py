@@ -17,7 +17,7 @@ from torch import Tensor
 from videonarrator.clip_inputs import encode_text
 from videonarrator.generation.endings import best_cut, closed, far_enough, may_end
 from videonarrator.generation.labels import LabelTrie
-from videonarrator.generation.line import Line
+from videonarrator.generation.line import Guide, Line
 from videonarrator.length import count_units
 
 _FOLLOWING = range(0x80, 0xC0)
@@ -98,33 +98,19 @@ def vocabulary_of(
     return Vocabulary(tuple(stops), tuple(closing), unwritable.to(device), ended.to(device), single)
 
 
-class UpToStop:
+class UpToStop(Guide):
     """Anything, until an id that ends the line or so many tokens (the published decoding)."""
-
-    judged: Sequence[Sequence[int]] = ()
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-
-    def only(self, written: Sequence[int]) -> None:
-        """See `Guide`."""
-
-    def never(self, written: Sequence[int]) -> None:
-        """See `Guide`."""
-
-    def back(self, written: Sequence[int], judged: Sequence[float]) -> bool:
-        """See `Guide`."""
-        return False
 
     def done(self, written: Sequence[int]) -> bool:
         """See `Guide`."""
         return len(written) >= self.limit
 
 
-class OneOfLabels:
+class OneOfLabels(Guide):
     """A label of the trie, up to its end."""
-
-    judged: Sequence[Sequence[int]] = ()
 
     def __init__(self, trie: LabelTrie, stops: Sequence[int]) -> None:
         self.trie, self.stops = trie, list(stops)
@@ -133,19 +119,12 @@ class OneOfLabels:
         """See `Guide`."""
         return [*self.trie.following(written), *(self.stops if self.trie.may_end(written) else ())]
 
-    def never(self, written: Sequence[int]) -> None:
-        """See `Guide`."""
-
-    def back(self, written: Sequence[int], judged: Sequence[float]) -> bool:
-        """See `Guide`."""
-        return False
-
     def done(self, written: Sequence[int]) -> bool:
         """See `Guide`."""
         return self.trie.complete(written)
 
 
-class WithinLength:
+class WithinLength(Guide):
     """A narration of `low` to `high` characters (words), ended by a closing mark.
 
     The line may not end before: what it would rather end behind than go on (a sentence's end, mostly) is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,32 +11,32 @@ from torch import Tensor
 from videonarrator.generation.prompts import Prompt
 
 
-class Guide(Protocol):
-    """What may be written in a line, and when it is done."""
+class Guide:
+    """What may be written in a line, and when it is done: here anything, without end.
 
-    @property
-    def judged(self) -> Sequence[Sequence[int]]:
-        """Groups of ids whose log-likelihood is wanted before every token."""
-        ...
+    judged: groups of ids whose log-likelihood is wanted before every token.
+    """
+
+    judged: tuple[tuple[int, ...], ...] = ()
 
     def only(self, written: Sequence[int]) -> Sequence[int] | None:
         """The ids that may come next; None: see `never`."""
-        ...
+        return None
 
     def never(self, written: Sequence[int]) -> Tensor | None:
         """[vocabulary] of bool: ids that may not come next; None: all may."""
-        ...
+        return None
 
     def back(self, written: Sequence[int], judged: Sequence[float]) -> bool:
         """Whether the last of `written` is to be taken back, and another one taken in its place.
 
         judged: the log-likelihoods of the groups behind it.
         """
-        ...
+        return False
 
     def done(self, written: Sequence[int]) -> bool:
         """Whether the line is complete after `written`, the last of which was just chosen."""
-        ...
+        return False
 
 
 @dataclass(eq=False)

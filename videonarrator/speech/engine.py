@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import shutil
@@ -12,8 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
+from videonarrator.journal import append, entries
 from videonarrator.schema import NarratorError
 from videonarrator.speech.audio import speech_seconds
 from videonarrator.speech.reading import spoken_text
@@ -87,13 +85,13 @@ def measure(
         say(f"{len(seconds)} texts are measured already ({journal})")
     failed: dict[str, str] = {}
     started = told = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, _appending(journal) as file:
+    _writable(journal)
+    with tempfile.TemporaryDirectory() as folder:
         for done, text in enumerate(todo, 1):
             try:
                 seconds[text] = speak(command, text, language, Path(folder) / "spoken.wav")
                 entry = {"engine": template, "language": language, "text": text, "seconds": seconds[text]}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                file.flush()
+                append(journal, entry)
             except NarratorError as error:
                 failed[text] = str(error)
                 say(f"failed: {text!r}: {error}")
@@ -105,28 +103,19 @@ def measure(
     return seconds, failed
 
 
-def _measured(journal: Path, template: str, language: str) -> Iterator[tuple[str, float]]:
-    """What a journal holds of this command; a line that was cut off is passed over."""
-    if not journal.is_file():
-        return
-    for line in journal.read_text("utf-8", errors="replace").splitlines():
+def _measured(file: Path, template: str, language: str) -> Iterator[tuple[str, float]]:
+    """What a journal holds of this command."""
+    for entry in entries(file):
         try:
-            entry = json.loads(line)
             if (entry["engine"], entry["language"]) == (template, language) and entry["seconds"] > 0:
                 yield entry["text"], float(entry["seconds"])
         except (ValueError, KeyError, TypeError):
             continue
 
 
-def _appending(journal: Path) -> TextIO:
-    """The journal, open for more lines; a last line that was cut off is ended first."""
+def _writable(journal: Path) -> None:
+    """Raise `NarratorError` where a journal cannot be written, before anything takes long."""
     try:
-        file = journal.open("a+b")
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.close()
-        return journal.open("a", encoding="utf-8", newline="\n")
+        journal.open("ab").close()
     except OSError as error:
         raise NarratorError(f"cannot write {journal}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from videonarrator.checkpoint import load_checkpoint
 from videonarrator.generation.engine import Engine, narrate_videos
 from videonarrator.generation.jobs import ClipTask, VideoTask
 from videonarrator.generation.memory import PlainMemory, SlotMemory
+from videonarrator.generation.story import Writing
 from videonarrator.settings import DecodingSettings
 
 
@@ -131,7 +132,7 @@ def test_a_cache_that_holds_another_text_is_seen(restless, sample_videos, zh):
     settings = MODES[0]
     jobs = jobs_of(list(sample_videos.values())[:3], zh)[2:]
     expected = narrate_plainly(restless, jobs[0].product, jobs[0].clips, jobs[0].total, settings)
-    made = dict(Careless(restless, settings).run(jobs))
+    made = dict(Careless(Writing(restless, settings)).run(jobs))
     assert [one.raw for one in made[jobs[0].id]] != [one.raw for one in expected]
 
 
@@ -213,14 +214,14 @@ def test_numbers_that_are_none_stay_with_their_video(restless, sample_videos, zh
 
 
 def test_how_many_videos_at_a_time(restless, monkeypatch):
-    engine = Engine(restless, DecodingSettings())
+    engine = Engine(Writing(restless, DecodingSettings()))
     assert engine.limit == engine_module.ROWS["cpu"]
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: 0)
-    assert Engine(restless, DecodingSettings()).limit == 1
+    assert Engine(Writing(restless, DecodingSettings())).limit == 1
     row = engine_module.slot_bytes(restless.narrator) * 2048
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: 2 * 3 * row + 1)
-    assert Engine(restless, DecodingSettings()).limit == 3
-    assert Engine(restless, DecodingSettings(batch=5)).limit == 5
+    assert Engine(Writing(restless, DecodingSettings())).limit == 3
+    assert Engine(Writing(restless, DecodingSettings(batch=5))).limit == 5
 
 
 def test_prompts_are_read_as_far_as_they_differ(restless, sample_videos, zh):
@@ -230,7 +231,7 @@ def test_prompts_are_read_as_far_as_they_differ(restless, sample_videos, zh):
     lines = []
     for job in jobs:
         narrate_plainly(restless, job.product, job.clips, job.total, settings, lines=lines)
-    engine = Engine(restless, settings)
+    engine = Engine(Writing(restless, settings))
     dict(engine.run(jobs))
     assert engine.prefilled < sum(len(line.prompt.ids) for line in lines) / 2
     assert engine.decoded <= sum(len(line.written) for line in lines)
